@@ -3,10 +3,16 @@
 import itertools
 import math
 
+import mpmath
 import pytest
 import torch
 
-from mallowspo.mallows import kendall_log_probability, pairwise_probability
+from mallowspo.mallows import (
+    bernoulli_curvature,
+    kendall_log_probability,
+    negative_bernoulli_slope,
+    pairwise_probability,
+)
 
 
 def enumerated_probability(n: int, phi: float, exponent: int, gap: int, distance: str) -> float:
@@ -94,6 +100,18 @@ def test_float32_is_finite_with_finite_gradients_on_a_grid():
     assert value.numel() > 10**5
     for tensor in (value, gaps.grad, phis.grad):
         assert bool(tensor.isfinite().all())
+
+
+@pytest.mark.parametrize("x", [1e-3, 0.1, 0.9999, 1.0, 1.5, 10.0, 300.0])
+def test_derivatives_of_the_bernoulli_function(x):
+    """b(x) = x / (exp(x) - 1), differentiated with 60 digits."""
+    with mpmath.workdps(60):
+        slope, curvature = (float(mpmath.diff(lambda t: t / mpmath.expm1(t), x, order)) for order in (1, 2))
+    for dtype, tolerance in [(torch.float64, 1e-14), (torch.float32, 1e-6)]:
+        point = torch.tensor(x, dtype=dtype)
+        exact = float(torch.finfo(dtype).tiny)  # below, float32 has no digits left
+        assert negative_bernoulli_slope(point).item() == pytest.approx(-slope, rel=tolerance, abs=exact)
+        assert bernoulli_curvature(point).item() == pytest.approx(curvature, rel=tolerance, abs=exact)
 
 
 @pytest.mark.parametrize("phi", [0.0, -0.1, 1.1, math.nan])

@@ -27,13 +27,30 @@ from torch import Tensor
 #: Below, closed forms in lambda cancel; above, 8 quadrature nodes no longer suffice.
 _LAMBDA_SPLIT = 1.0
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(8)
-#: Even Bernoulli numbers B_2 .. B_20, for the Taylor series of b' around 0.
-_BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510, 43867 / 798, -174611 / 330)
+#: Even Bernoulli numbers B_2 .. B_24, for the Taylor series of b' and b'' around 0.
+_BERNOULLI = (
+    *(1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510, 43867 / 798, -174611 / 330),
+    *(854513 / 138, -236364091 / 2730),
+)
 
 
 def negative_bernoulli_slope(x: Tensor) -> Tensor:
     """-b'(x) for x >= 0, where b(x) = x / (exp(x) - 1); falls from 1/2 at 0 to 0."""
     return torch.exp(-x) * _scaled_slope(x)
+
+
+def bernoulli_curvature(x: Tensor) -> Tensor:
+    """b''(x) for x >= 0, where b(x) = x / (exp(x) - 1); falls from 1/6 at 0 to 0."""
+    near_zero = x < 1.0
+    small = torch.where(near_zero, x, torch.zeros_like(x))
+    series = torch.zeros_like(small)
+    for index, bernoulli in enumerate(_BERNOULLI):
+        order = 2 * index  # b''(x) = sum over n of B_n x^(n-2) / (n-2)!
+        series = series + bernoulli / math.factorial(order) * small**order
+    large = torch.where(near_zero, torch.ones_like(x), x)
+    decay, missing = torch.exp(-large), -torch.expm1(-large)
+    closed = decay * (large * (1 + decay) - 2 * missing) / missing**3
+    return torch.where(near_zero, series, closed)
 
 
 def _scaled_slope(x: Tensor) -> Tensor:
