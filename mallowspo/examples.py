@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -23,6 +25,7 @@ class Example:
     reference_chosen: float
     reference_rejected: float
     weight: float
+    prompt_perplexity: float
 
 
 class Examples(Dataset[dict[str, Any]]):
@@ -49,6 +52,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
         "reference_chosen": torch.tensor([example.reference_chosen for example in examples]),
         "reference_rejected": torch.tensor([example.reference_rejected for example in examples]),
         "weight": torch.tensor([example.weight for example in examples]),
+        "prompt_perplexity": torch.tensor([example.prompt_perplexity for example in examples]),
         "index": torch.tensor([item["index"] for item in items]),
     }
 
@@ -58,10 +62,27 @@ def load_examples(tokenizer: Any, view: Any, method: Any, layout: Layout) -> lis
     pairs = tokenize_pairs(tokenizer, read_parquet(layout.pairs("train")), view.tokens)
     ids = [pair.pair_id for pair in pairs]
     reference = look_up(read_parquet(layout.reference("train")), ids, str(layout.reference("train")))
-    weight = [1.0] * len(ids)
-    if "dispersion" in METHODS[method.method].needs:
-        weight = look_up(read_parquet(layout.dispersion), ids, str(layout.dispersion))["weight"].tolist()
-    return [
-        Example(*values)
-        for values in zip(pairs, reference["chosen_logp"], reference["rejected_logp"], weight, strict=True)
-    ]
+    columns = (
+        *(pairs, reference["chosen_logp"], reference["rejected_logp"]),
+        *(_weights(ids, method, layout), _prompt_perplexity(ids, method, reference)),
+    )
+    return [Example(*values) for values in zip(*columns, strict=True)]
+
+
+def _weights(ids: list[str], method: Any, layout: Layout) -> list[float]:
+    if "dispersion" not in METHODS[method.method].needs or method.control == "constant":
+        return [1.0] * len(ids)
+    column = {"none": "weight", "outside": "weight"}.get(method.control, f"weight_{method.control}")
+    weights: list[float] = look_up(read_parquet(layout.dispersion), ids, str(layout.dispersion))[column].tolist()
+    return weights
+
+
+def _prompt_perplexity(ids: list[str], method: Any, reference: pd.DataFrame) -> list[float]:
+    """Log-perplexity of each prompt under the reference, scaled to mean 1; 1 where a prompt has one token only."""
+    if "prompt_perplexity" not in METHODS[method.method].needs:
+        return [1.0] * len(ids)
+    tokens = reference["prompt_tokens"].to_numpy()
+    known = tokens > 0
+    perplexity = -reference["prompt_logp"].to_numpy() / np.maximum(tokens, 1)
+    mean = perplexity[known].mean() if known.any() else 1.0
+    return np.where(known, perplexity / mean, 1.0).tolist()

