@@ -3,19 +3,28 @@
 Every method, seed and beta reads the table; the reference policy is never in memory while a policy trains.
 """
 
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mallowspo.errors import InputError
 from mallowspo.files import read_parquet, write_json, write_parquet
 from mallowspo.layout import Layout
 from mallowspo.models import load_model, load_tokenizer, resolve_device, resolve_precision
-from mallowspo.pairs.tokens import TokenizedPair, tokenize_pairs
+from mallowspo.pairs.tokens import TokenizedPair, header_length, tokenize_pairs
 from mallowspo.scoring import Scorer, make_batch
+
+Row = tuple[Sequence[int], Sequence[int]]
+Array = NDArray[np.float64]
+
+#: Contexts of one token that are scored at a time.
+BIGRAMS_PER_BATCH = 256
 
 
 def run(view: Any, layout: Layout, model_folder: Path, device: str) -> None:
@@ -24,10 +33,12 @@ def run(view: Any, layout: Layout, model_folder: Path, device: str) -> None:
     precision = resolve_precision(view.model.precision, device)
     tokenizer = load_tokenizer(model_folder)
     scorer = Scorer(load_model(model_folder, device), precision)
-    summary: dict[str, Any] = {"vocabulary": scorer.vocabulary, "precision": precision, "device": device}
+    # V is the width of the output; models pad it beyond what the tokenizer knows.
+    summary: dict[str, Any] = {"vocabulary": scorer.vocabulary, "tokenizer_vocabulary": len(tokenizer)}
+    summary |= {"precision": precision, "device": device}
     for split in ("train", "test"):
-        pairs = tokenize_pairs(tokenizer, read_parquet(layout.pairs(split)), view.tokens)
-        table = score_pairs(scorer, pairs, view.reference.pairs_per_batch, want_entropy=True)
+        pairs = read_parquet(layout.pairs(split))
+        table = score_table(scorer, tokenizer, pairs, view.tokens, view.reference.pairs_per_batch)
         write_parquet(layout.reference(split), table)
         summary[split] = {
             "pairs": len(table),
@@ -36,31 +47,130 @@ def run(view: Any, layout: Layout, model_folder: Path, device: str) -> None:
     write_json(layout.reference_summary, summary)
 
 
+def score_table(scorer: Scorer, tokenizer: Any, pairs: pd.DataFrame, tokens: Any, pairs_per_batch: int) -> pd.DataFrame:
+    """Everything that the reference says of a table of pairs, in its order.
+
+    Returns:
+        pair_id; of the prompt, without its first token, which nothing predicts, and without the chat template's header
+        of the response: prompt_tokens, prompt_logp, prompt_entropy; of that header: header_tokens, header_entropy; and
+        for each side S: S_logp, S_tokens, S_entropy, S_first_entropy (of its first token), S_end_entropy (where its
+        end-of-sequence token was predicted, 0 without one), S_has_end, S_bigram_entropy (sum over all tokens but the
+        last of the entropy given that token alone). Entropies are of the next-token law, sums in nats.
+    """
+    tokenized = tokenize_pairs(tokenizer, pairs, tokens)
+    prompts = _score_prompts(scorer, tokenizer, pairs, tokenized, tokens, 2 * pairs_per_batch)
+    table = pairs[["pair_id", "prompt_id"]].merge(prompts, on="prompt_id", how="left", validate="many_to_one")
+    sides = score_pairs(scorer, tokenized, pairs_per_batch, end=tokenizer.eos_token_id)
+    sides = sides.assign(**_bigram_columns(scorer, tokenizer, tokenized))
+    return table.drop(columns="prompt_id").merge(sides, on="pair_id", validate="one_to_one")
+
+
 def score_pairs(
-    scorer: Scorer, pairs: list[TokenizedPair], pairs_per_batch: int, want_entropy: bool = False
+    scorer: Scorer, pairs: list[TokenizedPair], pairs_per_batch: int, end: int | None = None
 ) -> pd.DataFrame:
     """Score both sides of each pair.
 
+    Args:
+        end: id of the end-of-sequence token; with it, entropies are wanted too.
+
     Returns:
-        pair_id and, for chosen and rejected: _logp (sum, nats), _tokens, and _entropy (sum, nats) if wanted,
-        in the order of `pairs`.
+        pair_id and, for each side, _logp (sum, nats) and _tokens, and with `end` the entropies that `score_table`
+        lists; in the order of `pairs`.
     """
-    # Pairs of similar length go together: less padding. The table is put back in the order given.
-    by_length = sorted(pairs, key=lambda pair: len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)))
-    rows: dict[str, dict[str, Any]] = {}
-    for start in tqdm(range(0, len(pairs), pairs_per_batch), desc="scoring pairs", mininterval=2):
-        part = by_length[start : start + pairs_per_batch]
+    rows = [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs]
+    # Pairs of similar length go together: less padding.
+    lengths = [len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in pairs]
+    order = sorted(range(len(pairs)), key=lengths.__getitem__)
+    batches = [[*part, *(len(pairs) + index for index in part)] for part in in_parts(order, pairs_per_batch)]
+    values: list[dict[str, Any]] = [{} for _ in rows]
+    for index, logp, entropy in score_tokens(scorer, rows, batches, "scoring pairs", end is not None):
+        values[index] = _response_values(rows[index][1], logp, entropy, end)
+    sides = {"chosen_": values[: len(pairs)], "rejected_": values[len(pairs) :]}
+    ids = pd.DataFrame({"pair_id": [pair.pair_id for pair in pairs]})
+    return pd.concat([ids, *(pd.DataFrame(side).add_prefix(name) for name, side in sides.items())], axis="columns")
+
+
+def in_parts(order: list[int], size: int) -> list[list[int]]:
+    """Positions in batches of `size`, in their order."""
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def score_tokens(
+    scorer: Scorer, rows: Sequence[Row], batches: Iterable[list[int]], what: str, want_entropy: bool = True
+) -> Iterator[tuple[int, Array, Array]]:
+    """Each row's position in `rows`, and the log-probability and the entropy of every token of its second part.
+
+    Args:
+        rows: (context tokens, tokens to score).
+        batches: positions in `rows` that are scored together.
+    """
+    for batch in tqdm(list(batches), desc=what, mininterval=2):
         with torch.no_grad():
-            scores = scorer(pair_batch(part), want_entropy)
-        for number, pair in enumerate(part):
-            row: dict[str, Any] = {"pair_id": pair.pair_id}
-            for side, index in (("chosen", number), ("rejected", number + len(part))):
-                row[f"{side}_logp"] = float(scores.logp[index])
-                row[f"{side}_tokens"] = int(scores.tokens[index])
-                if scores.entropy is not None:
-                    row[f"{side}_entropy"] = float(scores.entropy[index])
-            rows[pair.pair_id] = row
-    return pd.DataFrame([rows[pair.pair_id] for pair in pairs])
+            scores = scorer.token_scores(make_batch([rows[index] for index in batch]), want_entropy)
+        logp, entropy = (values.cpu().numpy().astype(np.float64) for values in (scores.logp, scores.entropy))
+        # Tokens come row by row, so the end of each row's is where the counts add up to.
+        ends = np.cumsum([len(rows[index][1]) for index in batch])[:-1]
+        yield from zip(batch, np.split(logp, ends), np.split(entropy, ends), strict=True)
+
+
+def _response_values(response: Sequence[int], logp: Array, entropy: Array, end: int | None) -> dict[str, Any]:
+    values: dict[str, Any] = {"logp": float(logp.sum()), "tokens": len(response)}
+    if end is not None:
+        ended = response[-1] == end
+        values |= {"entropy": float(entropy.sum()), "first_entropy": float(entropy[0]), "has_end": ended}
+        values["end_entropy"] = float(entropy[-1]) if ended else 0.0
+    return values
+
+
+def _score_prompts(
+    scorer: Scorer,
+    tokenizer: Any,
+    pairs: pd.DataFrame,
+    tokenized: list[TokenizedPair],
+    tokens: Any,
+    rows_per_batch: int,
+) -> pd.DataFrame:
+    """Each prompt once, under its prompt_id; a prompt of one token has no predicted token, and zeros."""
+    prompts = {prompt_id: pair.prompt for prompt_id, pair in zip(pairs["prompt_id"], tokenized, strict=True)}
+    headers = {
+        row["prompt_id"]: header_length(tokenizer, row["messages"], tokens)
+        for row in pairs.drop_duplicates("prompt_id").to_dict("records")
+    }
+    ids = list(prompts)
+    rows = [(prompts[prompt_id][:1], prompts[prompt_id][1:]) for prompt_id in ids]
+    scored = [index for index in range(len(rows)) if rows[index][1]]
+    scored.sort(key=lambda index: len(rows[index][1]))
+    values = [_prompt_values(np.zeros(0), np.zeros(0), 0)] * len(rows)
+    for index, logp, entropy in score_tokens(scorer, rows, in_parts(scored, rows_per_batch), "scoring prompts"):
+        values[index] = _prompt_values(logp, entropy, headers[ids[index]])
+    return pd.DataFrame(values).assign(prompt_id=ids)
+
+
+def _prompt_values(logp: Array, entropy: Array, header: int) -> dict[str, Any]:
+    proper = max(0, len(logp) - header)  # the header stands at the end, next to the response
+    return {
+        "prompt_tokens": proper,
+        "prompt_logp": float(logp[:proper].sum()),
+        "prompt_entropy": float(entropy[:proper].sum()),
+        "header_tokens": len(logp) - proper,
+        "header_entropy": float(entropy[proper:].sum()),
+    }
+
+
+def _bigram_columns(scorer: Scorer, tokenizer: Any, pairs: list[TokenizedPair]) -> dict[str, list[float]]:
+    """Sum over a response's tokens but the last of H(Y | that token alone, after BOS where prompts begin with one)."""
+    start = [tokenizer.bos_token_id] if pairs and pairs[0].prompt[0] == tokenizer.bos_token_id else []
+    given = sorted({token for pair in pairs for side in (pair.chosen, pair.rejected) for token in side[:-1]})
+    # The law after a token is read where some next token is predicted; which one does not matter.
+    rows = [([*start, token], [token]) for token in given]
+    entropies: dict[int, float] = {}
+    batches = in_parts(list(range(len(rows))), BIGRAMS_PER_BATCH)
+    for index, _, entropy in score_tokens(scorer, rows, batches, "scoring single tokens"):
+        entropies[given[index]] = float(entropy[0])
+    return {
+        f"{side}_bigram_entropy": [sum(entropies[token] for token in getattr(pair, side)[:-1]) for pair in pairs]
+        for side in ("chosen", "rejected")
+    }
 
 
 def pair_batch(pairs: list[TokenizedPair]) -> Any:

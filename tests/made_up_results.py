@@ -129,10 +129,16 @@ def _reference_and_dispersion(layout: Layout, generator: np.random.Generator, pa
         frame[f"{side}_logp"] = -2.5 * tokens + generator.normal(0, 5, len(frame))
         frame[f"{side}_tokens"] = tokens
         frame[f"{side}_entropy"] = 2.0 * tokens
+        frame[f"{side}_first_entropy"], frame[f"{side}_end_entropy"] = 2.5, 1.5
+        frame[f"{side}_has_end"] = True
+        frame[f"{side}_bigram_entropy"] = 2.2 * (tokens - 1)
+    frame["prompt_tokens"], frame["header_tokens"] = 9, 0
+    frame["prompt_logp"], frame["prompt_entropy"], frame["header_entropy"] = -27.0, 18.0, 0.0
     for split in ("train", "test"):
         write_parquet(layout.reference(split), frame[frame["split"] == split].drop(columns="split"))
     write_json(
-        layout.reference_summary, {"vocabulary": 259, "precision": "float32", "pairs": len(frame), "tokens": 1000}
+        layout.reference_summary,
+        {"vocabulary": 259, "tokenizer_vocabulary": 259, "precision": "float32", "pairs": len(frame), "tokens": 1000},
     )
     index = generator.beta(6, 10, len(frame))
     constant = 1 / -np.log(index)[frame["split"] == "train"].mean()
@@ -140,9 +146,13 @@ def _reference_and_dispersion(layout: Layout, generator: np.random.Generator, pa
     dispersion = frame[["pair_id", "split"]].assign(
         dispersion_index=index, neg_log_index=-np.log(index), weight=weight, phi=np.exp(-weight / 2)
     )
+    for control in ("shuffled", "inverted", "length_matched"):
+        dispersion[f"weight_{control}"] = generator.permutation(weight)
     write_parquet(layout.dispersion, dispersion)
     quantiles = dict(zip(("p05", "p50", "p95"), np.quantile(weight, (0.05, 0.5, 0.95)).tolist(), strict=True))
     summary = {"constant": float(constant), "official_constant": 0.29, "pairs": len(frame), "clamped": 0}
+    summary |= {"estimator": "entropy", "convention": "response_tokens", "calibrated": True, "vocabulary": 259}
+    summary |= {"above_one": 0, "zero_weight": 0, "undefined": 0, "length_correlation": 0.1}
     train = (frame["split"] == "train").to_numpy()
     means = {"mean_weight_train": float(weight[train].mean()), "mean_weight_test": float(weight[~train].mean())}
     write_json(layout.dispersion_summary, {**summary, "weight": quantiles, **means})

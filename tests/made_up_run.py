@@ -61,5 +61,5 @@ def prepare(folder: Path, pairs: int = 12, **training: object) -> tuple[Experime
     fetch(experiment.model.source, None, model_folder)
     write_pairs(layout, pairs)
     reference.run(experiment.stage_view("reference"), layout, model_folder, "cpu")
-    weights.run(experiment.stage_view("dispersion"), layout)
+    weights.run(experiment.stage_view("dispersion"), layout, model_folder, "cpu")
     return experiment, layout, model_folder

@@ -4,6 +4,7 @@ Padding is no concern here: lengths, not pad ids, say what is a token, so a toke
 pad equal to EOS, needs no care.
 """
 
+import itertools
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -115,6 +116,21 @@ def tokenize_pair(tokenizer: Any, row: dict[Any, Any], settings: TokenSettings) 
     return TokenizedPair(row["pair_id"], prompt, chosen, rejected, chosen_cut, rejected_cut, prompt_cut)
 
 
+def header_length(tokenizer: Any, messages: str, settings: TokenSettings) -> int:
+    """Number of tokens that the chat template puts between the last user message and the response: those at the end
+    of the prompt that it leaves out where no response is to follow. 0 under template plain.
+
+    Args:
+        messages: JSON, as in a table of pairs.
+    """
+    if settings.template == "plain":
+        return 0
+    turns = json.loads(messages)
+    ids, without = (_chat_ids(tokenizer, turns, settings, generation_prompt=wanted) for wanted in (True, False))
+    shared = len(list(itertools.takewhile(lambda both: both[0] == both[1], zip(ids, without, strict=False))))
+    return len(ids) - shared
+
+
 def _plain_ids(tokenizer: Any, prompt: str) -> list[int]:
     ids: list[int] = tokenizer(prompt)["input_ids"]
     end = tokenizer.eos_token
@@ -124,12 +140,16 @@ def _plain_ids(tokenizer: Any, prompt: str) -> list[int]:
     return ids
 
 
-def _chat_ids(tokenizer: Any, messages: list[dict[str, str]], settings: TokenSettings) -> list[int]:
+def _chat_ids(
+    tokenizer: Any, messages: list[dict[str, str]], settings: TokenSettings, generation_prompt: bool = True
+) -> list[int]:
     if not tokenizer.chat_template:
         check_tokenizer(tokenizer, settings)
     try:
         # return_dict=False: transformers 5 returns a BatchEncoding by default, whose len() is its number of keys.
-        ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        ids: list[int] = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=generation_prompt, return_dict=False
+        )
     except TemplateError as error:
         raise InputError(
             f"the chat template refuses the messages ({error}); mend the row or use template plain"
