@@ -85,4 +85,5 @@ def _prompt_perplexity(ids: list[str], method: Any, reference: pd.DataFrame) -> 
     known = tokens > 0
     perplexity = -reference["prompt_logp"].to_numpy() / np.maximum(tokens, 1)
     mean = perplexity[known].mean() if known.any() else 1.0
-    return np.where(known, perplexity / mean, 1.0).tolist()
+    scaled: list[float] = np.where(known, perplexity / mean, 1.0).tolist()
+    return scaled

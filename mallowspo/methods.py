@@ -163,7 +163,7 @@ METHODS: dict[str, Method] = {
     ),
     "lb_dpo": Method(
         link="logistic",
-        formula="-log sigmoid(b(x) D) + penalty log(f(x))^2, b(x) = b c(x) f(x), f = v (1 + range tanh(u h(x))); v, u learned",
+        formula="-log sigmoid(b(x) D) + penalty log(f)^2, b(x) = b c(x) f(x), f = v (1 + range tanh(u h(x))), learned",
         source="Learnable Beta DPO, 1587causalai/learnable-beta-dpo (a project without results); see docs/method.md",
         adaptive="lb_dpo",
         needs=("reference", "prompt_perplexity", "prompt_hidden"),
@@ -220,7 +220,7 @@ METHODS: dict[str, Method] = {
     ),
     "mallows_lb": Method(
         link="logistic",
-        formula="-log sigmoid(w b(x) D) + penalty log(f(x))^2, b(x) and f(x) as in lb_dpo",
+        formula="-log sigmoid(w b(x) D) + penalty log(f)^2, b(x) and f as in lb_dpo",
         source="the combination that 1587causalai/learnable-beta-dpo proposes (no results); see docs/method.md",
         weight="dispersion",
         adaptive="lb_dpo",

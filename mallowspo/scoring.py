@@ -261,7 +261,7 @@ class Scorer:
 
     @torch.no_grad()
     def logits_in_chunks(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-        """Float32 logits (n, V) and tokens (n,) of the marked tokens, a chunk at a time, in the order of `token_scores`."""
+        """Float32 logits (n, V) and tokens (n,) of the marked tokens, chunk by chunk, ordered as `token_scores`."""
         batch = batch.to(self.device)
         predicting = batch.response[:, 1:]
         targets = batch.tokens[:, 1:][predicting]

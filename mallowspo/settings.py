@@ -367,7 +367,7 @@ STAGE_READS: dict[str, tuple[str, ...]] = {
     "sample": ("model.precision", "tokens", "pairs"),
     "pairs": ("pairs", "tokens"),
     "reference": ("model.precision", "tokens", "reference"),
-    "dispersion": ("dispersion",),
+    "dispersion": ("model.precision", "tokens", "reference", "dispersion"),
     "train": ("model.precision", "tokens", "training"),
     "generate": ("model.precision", "tokens", "generation"),
     "score": ("model.precision", "tokens", "reference", "evaluation.judge", "evaluation.kl_answers"),

@@ -46,7 +46,8 @@ class Signals:
 
 def interpolated_margins(policy: Scorer, reference: Scorer, batch: Batch, epsilon: float) -> tuple[Tensor, Tensor]:
     """Log-probability differences (B,) of the policies with logits (1 +- epsilon) policy -+ epsilon reference."""
-    plus, minus = [], []
+    plus: list[Tensor] = []
+    minus: list[Tensor] = []
     chunks = zip(policy.logits_in_chunks(batch), reference.logits_in_chunks(batch), strict=True)
     for (logits, targets), (reference_logits, _) in chunks:
         step = epsilon * (logits - reference_logits)

@@ -151,9 +151,9 @@ class LearnableBeta(Adaptation):
     """Learnable Beta DPO: beta(x) = beta c(x) f(x), f(x) = v (1 + range tanh(u . h(x) + u0)), v and u learned.
 
     c(x) is the prompt's log-perplexity under the *reference* (its source says policy in one place and reference in
-    another; a fixed one cannot be gamed by the policy), h(x) the policy's last hidden state at the prompt's end, without
-    gradient. Where a pair is ordered rightly the loss falls as beta grows without bound, and the other way round: the
-    penalty log(f)^2 holds f near 1. With penalty 0 it diverges, as a test shows.
+    another; a fixed one cannot be gamed by the policy), h(x) the policy's last hidden state at the prompt's end,
+    without gradient. Where a pair is ordered rightly the loss falls as beta grows without bound, and the other way
+    round: the penalty log(f)^2 holds f near 1. With penalty 0 it diverges, as a test shows.
     """
 
     def __init__(self, options: dict[str, Any], runs: tuple[int, ...], hidden_size: int | None, seed: int):

@@ -60,7 +60,7 @@ def exponential(s: Tensor, weight: Tensor) -> Tensor:
 
 
 def ranked_choice(s: Tensor, weight: Tensor) -> Tensor:
-    """-log of P(chosen) = phi^(rank - 1) / (1 + phi), with the rank's step smoothed to sigmoid(-s) (Mallows-RMJ, pairs).
+    """-log of P(chosen) = phi^(rank - 1) / (1 + phi), with the rank's step smoothed to sigmoid(-s): Mallows-RMJ.
 
     phi = exp(-w / 2). Rebuilt from the method's description; its paper's formula was not at hand. The smoothed P is
     a probability only in the limits of large |s|. The weight acts outside: it scales a bounded loss.
@@ -83,7 +83,7 @@ def mallows_phi(
     at whole gaps of at least one place. Every smoothing keeps g(s) + g(-s) = 1:
 
         none        exact, g(0) = 1/2
-        cubic       for |s| < smoothing_width the odd cubic that meets g_phi at the edge in value and slope; exact outside
+        cubic       for |s| < smoothing_width the odd cubic that meets g_phi at the edge in value and slope
         polynomial  the same with the quintic that meets the second derivative too
         tanh        sgn(s) becomes tanh(steepness s): g = 1/2 + tanh(steepness s) (g_phi(|s|) - 1/2), everywhere
         sigmoid     sgn(s) becomes 2 sigmoid(steepness s) - 1: the same at half the steepness

@@ -1,6 +1,6 @@
 """What the log-probabilities of a pair say about its margin."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,13 +39,6 @@ class PairScores:
         if value is None:
             raise ValueError(f"this method needs `{name}` of the pairs; see `needs` of its row in METHODS")
         return value
-
-    def expand(self, *shape: int) -> "PairScores":
-        """The same pairs for independent runs: every field broadcast to `shape` + its own."""
-        present: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return PairScores(
-            **{name: None if value is None else value.expand(*shape, *value.shape) for name, value in present.items()}
-        )
 
 
 #: Which share of the reference's log-probability a margin subtracts; "mixed" takes its share from the options.

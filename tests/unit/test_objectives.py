@@ -367,7 +367,8 @@ class TestEveryRow:
         if name not in PROBABILITIES:
             pytest.skip("no probability of its margin alone")
         pairs = scores(chosen_logp=MARGIN - 20, rejected_logp=torch.full_like(MARGIN, -20.0))
-        pairs = replace(pairs, reference_rejected=pairs.reference_chosen, interpolated_plus=MARGIN * 0, interpolated_minus=MARGIN * 0)  # fmt: skip
+        level = {"interpolated_plus": MARGIN * 0, "interpolated_minus": MARGIN * 0}
+        pairs = replace(pairs, reference_rejected=pairs.reference_chosen, **level)
         swapped = replace(pairs, chosen_logp=pairs.rejected_logp, rejected_logp=pairs.chosen_logp)
         win, lose = (torch.exp(-losses(name, each, beta=0.2).loss) for each in (pairs, swapped))
         assert torch.allclose(win + lose, torch.ones_like(win), atol=1e-12)
