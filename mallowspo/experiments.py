@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mallowspo.errors import InputError
 from mallowspo.settings import Experiment, Workflow, nearest
+from mallowspo.studies.kinds import KINDS, settings_class
+from mallowspo.studies.settings import Study
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -91,11 +93,48 @@ def experiment_file(name: str) -> Path:
     return path
 
 
-def load_experiment(name: str) -> Experiment:
-    """Read and validate one experiment by name or path."""
+def load_experiment(name: str) -> Experiment | Study:
+    """Read and validate one experiment by name or path: a comparison, or the study that its `kind` says."""
     path = experiment_file(name)
-    experiment: Experiment = _validate(Experiment, read_yaml(path), str(path))
+    values = read_yaml(path)
+    experiment: Experiment | Study = _validate(_class_of(values, str(path)), values, str(path))
     return experiment
+
+
+def load_comparison(name: str) -> Experiment:
+    """The same where only a comparison will do."""
+    experiment = load_experiment(name)
+    if isinstance(experiment, Study):
+        raise InputError(
+            f"{experiment_file(name)}: a study (kind: {experiment.kind}), which has one stage; run `mallowspo study`"
+        )
+    return experiment
+
+
+def load_study(name: str) -> Study:
+    """The same where only a study will do."""
+    experiment = load_experiment(name)
+    if isinstance(experiment, Experiment):
+        raise InputError(f"{experiment_file(name)}: a comparison, not a study; add kind: {' or '.join(KINDS)}")
+    return experiment
+
+
+def _class_of(values: Any, source: str) -> type[Experiment] | type[Study]:
+    if not isinstance(values, dict) or "kind" not in values:
+        return Experiment
+    kind = values["kind"]
+    if kind not in KINDS:
+        hint = nearest(str(kind), KINDS)
+        raise InputError(f"{source}: kind: {kind!r}: unknown kind; {hint} (a comparison has no key kind)")
+    return settings_class(kind)
+
+
+def settings_schema() -> dict[str, Any]:
+    """The JSON schema of an experiment's file, whatever its kind."""
+    kinds: Any = Experiment
+    for kind in KINDS:
+        kinds = kinds | settings_class(kind)
+    return TypeAdapter(kinds).json_schema()
 
 
 def load_workflow(values: dict[str, Any], source: str = "config/config.yaml") -> Workflow:
@@ -104,6 +143,6 @@ def load_workflow(values: dict[str, Any], source: str = "config/config.yaml") ->
     return workflow
 
 
-def dump_settings(experiment: Experiment) -> str:
+def dump_settings(experiment: Experiment | Study) -> str:
     """The resolved settings as YAML, every default written out."""
     return yaml.safe_dump(experiment.model_dump(), sort_keys=False, allow_unicode=True)

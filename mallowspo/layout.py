@@ -96,6 +96,11 @@ class Layout:
         return self.root / "settings.yaml"
 
     @property
+    def study(self) -> Path:
+        """What a study found: numbers for the tracking store."""
+        return self.root / "study.json"
+
+    @property
     def tracked(self) -> Path:
         return self.root / "tracked.json"
 

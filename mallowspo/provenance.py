@@ -30,7 +30,13 @@ STAGE_MODULES = {
     "track": "mallowspo.tracking",
 }
 #: Not part of any stage's code: what these give a stage reaches it by value, through its settings and paths.
-_BY_VALUE = {f"mallowspo.{name}" for name in ("settings", "experiments", "layout", "errors", "files", "provenance")}
+_BY_VALUE = {
+    *(f"mallowspo.{name}" for name in ("settings", "experiments", "layout", "errors", "files", "provenance")),
+    "mallowspo.studies.settings",
+    "mallowspo.studies.kinds",
+}
+#: What a study's page is made of besides code.
+_STUDY_TEMPLATES = ("studies/study.html.jinja", "report/parts.html.jinja", "report/page.css")
 #: Tracking copies results and makes none: no stage but its own is run again for an edit there.
 _TRACKING = "mallowspo.tracking"
 
@@ -62,22 +68,38 @@ def code_digest(stage: str) -> str:
 
     Comments, docstrings and layout do not count, so a cosmetic edit runs nothing again.
     """
-    seen: set[str] = set()
-    waiting = [STAGE_MODULES[stage]]
-    while waiting:
-        module = waiting.pop()
-        if module in seen or module in _BY_VALUE:
-            continue
-        if module.startswith(_TRACKING) and stage != "track":
-            continue
-        seen.add(module)
-        waiting += _imported_modules(_source_file(module))
-    parts = [f"{module}:{_bare_code(_source_file(module))}" for module in sorted(seen)]
+    parts = _code([STAGE_MODULES[stage]], tracking=stage == "track")
     if stage == "report":
         folder = _source_file(STAGE_MODULES[stage]).parent
         parts += [
             file.read_text(encoding="utf-8") for kind in ("*.jinja", "*.css") for file in sorted(folder.glob(kind))
         ]
+    return _digest(parts)
+
+
+@cache
+def study_code_digest(module: str) -> str:
+    """The same for the study that `module` runs, with the page that all studies share."""
+    parts = _code([module, "mallowspo.studies.page"], tracking=False)
+    return _digest([*parts, *((PACKAGE / name).read_text(encoding="utf-8") for name in _STUDY_TEMPLATES)])
+
+
+def _code(modules: list[str], tracking: bool) -> list[str]:
+    """The bare code of `modules` and of all that they import of this package."""
+    seen: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        if module in seen or module in _BY_VALUE:
+            continue
+        if module.startswith(_TRACKING) and not tracking:
+            continue
+        seen.add(module)
+        waiting += _imported_modules(_source_file(module))
+    return [f"{module}:{_bare_code(_source_file(module))}" for module in sorted(seen)]
+
+
+def _digest(parts: list[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

@@ -3,9 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from mallowspo.files import write_text
 from mallowspo.inference import TEST_NAME
 from mallowspo.layout import REFERENCE, Layout
@@ -13,6 +10,8 @@ from mallowspo.methods import METHODS
 from mallowspo.report import data_figures, effect_figure, outcome_figures, summary, tables, training_figures
 from mallowspo.report.results import Results, read_results
 from mallowspo.report.style import Look, Panel
+from mallowspo.report.table import write_table
+from mallowspo.report.template import environment
 from mallowspo.report.words import number, plural, shown_text
 
 ANSWER_CHARACTERS = 1500
@@ -48,8 +47,8 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
         "versions": tables.versions_table(results),
     }
     for table in shown.values():
-        tables.write_table(layout, table)
-    template = _environment().get_template("report.html.jinja")
+        write_table(layout, table)
+    template = environment().get_template("report.html.jinja")
     page = template.render(
         results=results,
         look=look,
@@ -65,23 +64,10 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
         samples=_samples(results),
         dispersion_examples=data_figures.dispersion_examples(results),
         test_name=TEST_NAME,
+        made_by=f"mallowspo report {layout.experiment}",
         size=_size(results),
     )
     write_text(layout.report, page)
-
-
-def _environment() -> Environment:
-    # autoescape for every template: prompts and answers are hostile text. Only our own SVG and CSS are marked safe.
-    environment = Environment(
-        loader=PackageLoader("mallowspo.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["svg"] = lambda panel: Markup(panel.svg)
-    environment.globals["css"] = Markup(environment.loader.get_source(environment, "page.css")[0])  # type: ignore[union-attr]
-    return environment
 
 
 def _size(results: Results) -> str:
@@ -144,7 +130,7 @@ def _methods(results: Results) -> list[dict[str, str]]:
     rows = []
     for label, settings in results.view.methods.items():
         method = METHODS[settings.method]
-        options = ", ".join(f"{name} = {value:g}" for name, value in settings.options.items())
+        options = ", ".join(f"{name} = {_told(value)}" for name, value in settings.options.items())
         rows.append(
             {
                 "label": label,
@@ -158,6 +144,10 @@ def _methods(results: Results) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def _told(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _setup(results: Results) -> dict[str, str]:

@@ -8,7 +8,7 @@ A study's module has `run(settings, layout, model_folder) -> StudyResult`. It dr
 from dataclasses import dataclass, field
 
 from mallowspo.report.style import Panel
-from mallowspo.report.tables import Table
+from mallowspo.report.table import Table
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ often it is called, and `track_live` sends curves while a training runs without 
 
 from mallowspo.tracking.live import LiveTracking, track_live
 from mallowspo.tracking.store import hide_credentials, prepare_store
+from mallowspo.tracking.study import run as track_study
 from mallowspo.tracking.whole import run
 
-__all__ = ["LiveTracking", "hide_credentials", "prepare_store", "run", "track_live"]
+__all__ = ["LiveTracking", "hide_credentials", "prepare_store", "run", "track_live", "track_study"]

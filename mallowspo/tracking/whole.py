@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from mallowspo import __version__
 from mallowspo.errors import InputError
-from mallowspo.experiments import load_experiment
+from mallowspo.experiments import load_comparison
 from mallowspo.files import read_parquet, sha256_file, write_json
 from mallowspo.layout import Layout
 from mallowspo.settings import Experiment
@@ -38,7 +38,7 @@ def run(view: Any, layout: Layout, store_uri: str, timeout: float = 60.0) -> Non
         InputError: a result file is missing, or the store cannot be reached or written; one line says which,
             and what to do. tracked.json is then not written.
     """
-    experiment = load_experiment(str(layout.settings))
+    experiment = load_comparison(str(layout.settings))
     for needed in (layout.report, layout.figures, layout.tables):
         if not needed.exists():
             raise InputError(f"{needed}: no such file or folder; run the stage report first")
@@ -121,6 +121,28 @@ def log_metrics(client: Any, run_id: str, metrics: Iterable[tuple[str, float, in
         client.log_batch(run_id, metrics=entities[begin : begin + METRICS_A_CALL], synchronous=True)
 
 
+def set_tags(client: Any, run: Any, tags: dict[str, str]) -> None:
+    """Set the tags that a run does not have yet."""
+    from mlflow.entities import RunTag
+
+    changed = [RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value]
+    if changed:
+        client.log_batch(run.info.run_id, tags=changed, synchronous=True)
+
+
+def finish(client: Any, run: Any, ended: int) -> None:
+    """End a run at `ended` (milliseconds since 1970), if it has not ended."""
+    if run.info.status != "FINISHED":
+        client.set_terminated(run.info.run_id, "FINISHED", ended)
+
+
+def mark_superseded(client: Any, runs: list[Any], present: set[str]) -> None:
+    """Tag the runs of ours that are no part of the present results."""
+    for run in runs:
+        if KIND in run.data.tags and run.info.run_id not in present:
+            set_tags(client, run, {SUPERSEDED: "true"})
+
+
 class _Writer:
     """One pass over the store."""
 
@@ -135,7 +157,7 @@ class _Writer:
         parent = self._parent(title, experiment)
         data = self._data_set(experiment)
         ids = {f"{child.method}/{child.seed}": self._child(parent, child, data) for child in children}
-        self._mark_superseded({parent, *ids.values()})
+        mark_superseded(self.client, self.runs, {parent, *ids.values()})
         return {
             "experiment_id": self.experiment,
             "parent_run_id": parent,
@@ -158,12 +180,14 @@ class _Writer:
         found = self._with_tags(tags)
         run = found[0] if found else self.client.create_run(self.experiment, tags=tags, run_name=self.layout.experiment)
         run_id: str = run.info.run_id
-        self._set_tags(run, {"mlflow.note.content": title, "mallowspo.version": __version__, SUPERSEDED: "false"})
+        set_tags(
+            self.client, run, {"mlflow.note.content": title, "mallowspo.version": __version__, SUPERSEDED: "false"}
+        )
         for file in (self.layout.settings, self.layout.report):
             self.client.log_artifact(run_id, str(file))
         self.client.log_artifacts(run_id, str(self.layout.figures), "figures")
         self.client.log_artifacts(run_id, str(self.layout.tables), "tables")
-        self._finish(run, int(time.time() * 1000))
+        finish(self.client, run, int(time.time() * 1000))
         return run_id
 
     def _data_set(self, experiment: Experiment) -> Any:
@@ -202,11 +226,11 @@ class _Writer:
         if params:
             self.client.log_batch(run_id, params=params, synchronous=True)
         log_metrics(self.client, run_id, missing)
-        self._set_tags(run, {**child.tags, PARENT: parent, SUPERSEDED: "false"})
+        set_tags(self.client, run, {**child.tags, PARENT: parent, SUPERSEDED: "false"})
         self.client.log_inputs(run_id, [data])
         for file in child.files:
             self.client.log_artifact(run_id, str(file))
-        self._finish(run, child.ended)
+        finish(self.client, run, child.ended)
         return run_id
 
     def _find_child(self, child: RunContents) -> tuple[Any, dict[str, dict[int, float]]]:
@@ -225,20 +249,3 @@ class _Writer:
                 return run, stored
         name = f"{child.method} seed={child.seed}"
         return self.client.create_run(self.experiment, start_time=child.started, tags=tags, run_name=name), {}
-
-    def _set_tags(self, run: Any, tags: dict[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        changed = [RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value]
-        if changed:
-            self.client.log_batch(run.info.run_id, tags=changed, synchronous=True)
-
-    def _finish(self, run: Any, ended: int) -> None:
-        if run.info.status != "FINISHED":
-            self.client.set_terminated(run.info.run_id, "FINISHED", ended)
-
-    def _mark_superseded(self, present: set[str]) -> None:
-        """Tag the runs of ours that are no part of the present results."""
-        for run in self.runs:
-            if KIND in run.data.tags and run.info.run_id not in present:
-                self._set_tags(run, {SUPERSEDED: "true"})

@@ -12,6 +12,7 @@ from mallowspo.errors import InputError
 from mallowspo.report import data_figures, effect_figure, outcome_figures, summary, tables, words
 from mallowspo.report.results import read_results
 from mallowspo.report.style import Look
+from mallowspo.report.table import write_table
 from tests.made_up_results import TASK, rewrite, write
 
 
@@ -177,7 +178,7 @@ def test_same_inputs_give_the_same_bytes(made, page):
     outcome_figures.frontier(results, Look(results.methods))
     data_figures.dispersion_histograms(results)
     assert {path: path.read_bytes() for path in before} == before
-    tables.write_table(made.layout, tables.main_table(results))
+    write_table(made.layout, tables.main_table(results))
     assert tables.main_table(results).numbers.equals(tables.main_table(read(made)).numbers)
     assert b"<dc:date>" not in b"".join(before.values())
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from mallowspo.errors import InputError
-from mallowspo.experiments import dump_settings, load_experiment, load_workflow, read_yaml
+from mallowspo.experiments import dump_settings, load_experiment, load_workflow, read_yaml, settings_schema
 from mallowspo.settings import STAGE_READS, Experiment
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +102,7 @@ def test_dumped_settings_read_back_equal(tmp_path):
 
 def test_the_schema_in_the_workflow_is_the_one_of_the_types():
     stored = json.loads((ROOT / "workflow/schemas/settings.schema.json").read_text())
-    assert stored == Experiment.model_json_schema(), "run: mallowspo schema > workflow/schemas/settings.schema.json"
+    assert stored == settings_schema(), "run: mallowspo schema > workflow/schemas/settings.schema.json"
 
 
 def test_a_stage_sees_only_what_it_declares(tmp_path):
@@ -163,4 +163,5 @@ def test_tracking_store_settings_beat_the_environment(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("file", sorted((ROOT / "config/experiments").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_experiment_file_is_valid(file):
-    assert load_experiment(str(file)).runs()
+    experiment = load_experiment(str(file))
+    assert experiment.runs() if isinstance(experiment, Experiment) else experiment.kind

@@ -4,8 +4,9 @@ import sys
 from mallowspo.errors import InputError
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.methods import METHODS
-from mallowspo.provenance import code_digest
+from mallowspo.provenance import code_digest, study_code_digest
 from mallowspo.experiments import experiment_file, load_experiment, load_workflow
+from mallowspo.studies.kinds import KINDS
 from mallowspo.tracking import hide_credentials
 
 try:
@@ -16,15 +17,23 @@ except InputError as error:
     sys.exit(f"mallowspo: {error}")
 
 RESULTS = WORKFLOW.results
-MODELS = {experiment.model.key: name for name, experiment in EXPERIMENTS.items()}
+# An experiment is a comparison, or a study of the kind that it names.
+STUDIES = [name for name, experiment in EXPERIMENTS.items() if getattr(experiment, "kind", None)]
+COMPARISONS = [name for name in EXPERIMENTS if name not in STUDIES]
+MODELS = {experiment.model.key: name for name, experiment in EXPERIMENTS.items() if experiment.model}
 # A URI from the environment may hold a password: jobs read it there. One from the settings never does.
 STORE = ["--store", WORKFLOW.tracking_uri] if WORKFLOW.tracking_uri else []
 PATH = Layout(RESULTS, "{experiment}")
 
 
+def one_of(names):
+    """A wildcard that matches these names, and nothing where there are none."""
+    return "|".join(names) or "(?!)"
+
+
 wildcard_constraints:
-    experiment="|".join(EXPERIMENTS),
-    model_key="|".join(MODELS),
+    experiment=one_of(COMPARISONS),
+    model_key=one_of(MODELS),
     method="[a-z][a-z0-9_]*",
     seed="-?[0-9]+",
     split="train|test",
@@ -35,8 +44,8 @@ def layout(name):
 
 
 def model_folder(wildcards):
-    experiment = EXPERIMENTS[wildcards.experiment]
-    return layout(wildcards.experiment).model(experiment.model.key)
+    model = EXPERIMENTS[wildcards.experiment].model
+    return layout(wildcards.experiment).model(model.key) if model else []
 
 
 def policy_folder(wildcards):
@@ -71,6 +80,11 @@ def stage(name):
 
 def model_depends(wildcards):
     return f"{EXPERIMENTS[MODELS[wildcards.model_key]].stage_digest('model')}-{code_digest('model')}"
+
+
+def study_depends(wildcards):
+    study = EXPERIMENTS[wildcards.experiment]
+    return f"{study.stage_digest('study')}-{study_code_digest(KINDS[study.kind].module)}"
 
 
 def threads_of(wildcards):

@@ -1,0 +1,1 @@
+"""Bandits: the paper's synthetic experiment with softmax policies, where reward and KL are exact."""

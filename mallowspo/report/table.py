@@ -1,0 +1,45 @@
+"""One table in its four forms: CSV with the numbers; Markdown, LaTeX and the page with what people read."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from mallowspo.files import write_text
+from mallowspo.layout import Layout
+from mallowspo.report.style import csv
+from mallowspo.report.words import ABSENT
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: `numbers` goes to the CSV, `shown` (text only) to people; `text_columns` are set flush left."""
+
+    name: str
+    numbers: pd.DataFrame
+    shown: pd.DataFrame
+    text_columns: tuple[str, ...]
+
+
+def write_table(layout: Layout, table: Table) -> None:
+    """Write NAME.csv, NAME.md and NAME.tex."""
+    write_text(layout.tables / f"{table.name}.csv", csv(table.numbers))
+    write_text(layout.tables / f"{table.name}.md", _markdown(table))
+    write_text(layout.tables / f"{table.name}.tex", _latex(table))
+
+
+def _markdown(table: Table) -> str:
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n"
+
+    columns = [str(column) for column in table.shown]
+    rule = "|" + "|".join("---" if column in table.text_columns else "---:" for column in columns) + "|\n"
+    return line(columns) + rule + "".join(line(list(row)) for row in table.shown.itertuples(index=False, name=None))
+
+
+def _latex(table: Table) -> str:
+    """A booktabs tabular; needs \\usepackage{booktabs}."""
+    alignment = "".join("l" if column in table.text_columns else "r" for column in table.shown)
+    text = str(table.shown.to_latex(index=False, escape=True, column_format=alignment))
+    for sign, command in (("−", "$-$"), (ABSENT, "--"), ("< 0.001", "$<$ 0.001")):
+        text = text.replace(sign, command)
+    return text

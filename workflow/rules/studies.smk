@@ -1,0 +1,62 @@
+# Experiments that are no comparison: one job computes and draws, one puts the numbers into the MLflow store.
+
+
+rule study:
+    input:
+        model=model_folder,
+        sources=lambda wildcards: EXPERIMENTS[wildcards.experiment].input_files(),
+    output:
+        page=report(PATH.report, caption="../report/study.rst", category="Report"),
+        tables=report(
+            directory(PATH.tables), patterns=["{name}.csv"], caption="../report/study_files.rst", category="Tables"
+        ),
+        figures=report(
+            directory(PATH.figures), patterns=["{name}.svg"], caption="../report/study_files.rst", category="Figures"
+        ),
+        settings=PATH.settings,
+        numbers=PATH.study,
+    log:
+        PATH.log("study"),
+    benchmark:
+        PATH.benchmark("study")
+    wildcard_constraints:
+        experiment=one_of(STUDIES),
+    threads: threads_of
+    resources:
+        mem_mb=memory_of,
+        runtime=minutes_of,
+        gpu=gpus_of,
+    params:
+        call=call,
+        depends=study_depends,
+    shell:
+        "mallowspo study {params.call:q} --threads {threads} > {log:q} 2>&1"
+
+
+rule track_study:
+    input:
+        page=PATH.report,
+        tables=PATH.tables,
+        figures=PATH.figures,
+        settings=PATH.settings,
+        numbers=PATH.study,
+    output:
+        record=PATH.tracked,
+    log:
+        PATH.log("track"),
+    benchmark:
+        PATH.benchmark("track")
+    wildcard_constraints:
+        experiment=one_of(STUDIES),
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+        gpu=0,
+    params:
+        call=call,
+        depends=lambda wildcards: code_digest("track"),
+        store=STORE,
+        bare_store=hide_credentials(WORKFLOW.store),
+    shell:
+        "mallowspo track {params.call:q} {params.store:q} > {log:q} 2>&1"
