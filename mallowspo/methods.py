@@ -10,12 +10,13 @@ log-probabilities, D/len and P/len the same a token, w = -2 log phi(x) the dispe
 from dataclasses import dataclass, field
 from typing import Literal
 
-#: Options that take a word, and the words they take. All others take a number.
-CHOICES: dict[str, tuple[str, ...]] = {
+#: Options that take one of a few values. All others take any number.
+CHOICES: dict[str, tuple[str | float, ...]] = {
     "length": ("sum", "mean"),
     "scaling": ("published", "beta"),
     "smoothing": ("cubic", "polynomial", "tanh", "sigmoid", "none"),
     "level": ("batch", "instance"),
+    "exponent": (1.0, 2.0),
 }
 
 
@@ -182,7 +183,7 @@ METHODS: dict[str, Method] = {
         source=f"{_MALLOWSPO}, Mallows-phi (Kendall's tau)",
         weight="dispersion",
         needs=_WEIGHTED,
-        options={"exponent": 2, "smoothing": "cubic", "smoothing_width": 1.0, "steepness": 10.0},
+        options={"exponent": 2.0, "smoothing": "cubic", "smoothing_width": 1.0, "steepness": 10.0},
     ),
     "mallows_ipo": Method(
         link="squared",

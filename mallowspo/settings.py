@@ -356,7 +356,7 @@ def _check_option(name: str, option: str, value: float | str) -> None:
     """Against the choices or the type of the default."""
     choices = CHOICES.get(option)
     if choices and value not in choices:
-        raise ValueError(f"method '{name}', option {option}: {value!r}; {nearest(str(value), choices)}")
+        raise ValueError(f"method '{name}', option {option}: {value!r}; {nearest(str(value), map(str, choices))}")
     if not choices and isinstance(value, str):
         raise ValueError(f"method '{name}', option {option}: {value!r} is not a number")
 

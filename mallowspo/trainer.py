@@ -142,6 +142,7 @@ class ObjectiveState(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         self.objective.after_step()
+        self.objective.zero_grad()  # the Trainer clears the gradients of the policy only
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir or "") / f"checkpoint-{state.global_step}"

@@ -44,18 +44,21 @@ def write_pairs(layout: Layout, train: int, test: int = 4) -> None:
             write_parquet(layout.prompts, table[["prompt_id", "prompt", "messages"]])
 
 
-def experiment_file(folder: Path, **training: object) -> Path:
-    """The smoke experiment with other training settings."""
+def experiment_file(folder: Path, methods: dict[str, object] | None = None, **training: object) -> Path:
+    """The smoke experiment with other training settings, and other methods if given."""
     values = yaml.safe_load((ROOT / "config/experiments/smoke.yaml").read_text())
+    if methods:
+        values["methods"] = methods
+        values["evaluation"]["comparison"]["baseline"] = next(iter(methods))
     values["training"] |= training
     file = folder / "made_up.yaml"
     file.write_text(yaml.safe_dump(values))
     return file
 
 
-def prepare(folder: Path, pairs: int = 12, **training: object) -> tuple[Experiment, Layout, Path]:
+def prepare(folder: Path, pairs: int = 12, **settings: object) -> tuple[Experiment, Layout, Path]:
     """Settings, layout and model folder, with every stage before training done."""
-    experiment = load_experiment(str(experiment_file(folder, **training)))
+    experiment = load_experiment(str(experiment_file(folder, **settings)))
     layout = Layout(str(folder / "results"), "made_up")
     model_folder = layout.model(experiment.model.key)
     fetch(experiment.model.source, None, model_folder)

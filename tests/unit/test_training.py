@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 
 from mallowspo import objectives, training
 from mallowspo.errors import InputError
+from mallowspo.examples import load_examples
 from mallowspo.files import read_json, read_jsonl, read_parquet, sha256_file, write_parquet
+from mallowspo.methods import METHODS
 from mallowspo.metrics import TIMING, MetricsFile
 from mallowspo.models import load_model, load_tokenizer
 from mallowspo.tracking import prepare_store
@@ -90,17 +92,63 @@ def test_accumulation_is_one_batch(tmp_path):
             assert found == pytest.approx(expected, rel=2e-3, abs=1e-4)
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}], ids=["full", "lora"])
-def test_killed_and_resumed_equals_uninterrupted_to_the_bit(tmp_path, lora):
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains(tmp_path, method):
+    """Five steps from the reference: the margin starts at 0, every number is finite, and the weights move."""
+    prepared = prepare(tmp_path, methods={"trained": {"method": method, "beta": 0.5}}, max_steps=5, epochs=2)
+    folder = train(prepared, "trained")
+    rows = without_timing(folder)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert read_json(folder / "summary.json")["step0_max_abs_margin"] < 1e-4
+    assert abs(rows[-1]["margin"]) > 1e-3
+    assert rows[0]["pairs_dropped"] == (2 if method == "beta_dpo" else 0)
+
+
+@pytest.mark.parametrize("control", ["none", "constant", "shuffled", "inverted", "length_matched", "outside"])
+def test_controls_reach_the_loss(tmp_path, control):
+    prepared = prepare(tmp_path, methods={"trained": {"method": "mallows_theta", "beta": 0.5, "control": control}})
+    weights = {
+        example.pair.pair_id: example.weight
+        for example in load_examples(
+            load_tokenizer(prepared[2]), prepared[0].stage_view("train"), prepared[0].methods["trained"], prepared[1]
+        )
+    }
+    table = read_parquet(prepared[1].dispersion).set_index("pair_id").loc[list(weights)]
+    column = {"none": "weight", "outside": "weight"}.get(control, f"weight_{control}")
+    expected = [1.0] * len(weights) if control == "constant" else table[column].tolist()
+    assert list(weights.values()) == expected
+    first = without_timing(train(prepared, "trained"))[0]
+    # The weight acts on the margin inside the link; outside, it scales log 2 at the start.
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-3) or control == "outside"
+
+
+def test_two_trainings_of_one_reference_share_no_state(tmp_path):
+    """epsilon-DPO holds the reference beside the policy; training must not move it."""
+    prepared = prepare(tmp_path, methods={"trained": {"method": "epsilon_dpo", "beta": 0.5}}, max_steps=3)
+    before = load_file(prepared[2] / "model.safetensors")
+    train(prepared, "trained")
+    assert all(torch.equal(value, before[name]) for name, value in load_file(prepared[2] / "model.safetensors").items())
+
+
+@pytest.mark.parametrize(
+    ("method", "lora"),
+    [
+        ("mallows_phi", None),
+        ("beta_dpo", {"rank": 4, "alpha": 8}),
+        ("mallows_lb", None),
+    ],
+)
+def test_killed_and_resumed_equals_uninterrupted_to_the_bit(tmp_path, method, lora):
     settings = {"epochs": 12, "checkpoint_every": 5, "warmup_ratio": 0.2, "lora": lora}
+    settings["methods"] = {"dpo": {"beta": 0.1}, "trained": {"method": method, "beta": 0.1}}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder in (whole, cut):
         folder.mkdir()
-    uninterrupted = train(prepare(whole, **settings), "mallows_phi")
+    uninterrupted = train(prepare(whole, **settings), "trained")
     _, layout, _ = prepare(cut, **settings)
-    run = layout.run("mallows_phi", 1)
+    run = layout.run("trained", 1)
     command = [sys.executable, "-m", "mallowspo.cli", "train", str(experiment_file(cut, **settings)), "--results",
-               str(cut / "results"), "--method", "mallows_phi", "--seed", "1"]  # fmt: skip
+               str(cut / "results"), "--method", "trained", "--seed", "1"]  # fmt: skip
     killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(run.glob("work/checkpoint-*/whole")) and time.monotonic() < deadline:
