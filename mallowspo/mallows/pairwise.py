@@ -119,10 +119,37 @@ def pairwise_probability(
     Raises:
         ValueError: when a phi lies outside (0, 1] or is NaN.
     """
-    gap, phi = torch.broadcast_tensors(torch.as_tensor(gap), torch.as_tensor(phi))
-    if not bool(((phi > 0) & (phi <= 1)).all()):
-        raise ValueError("phi must lie in (0, 1]")
-    rate = -exponent * torch.log(phi)
+    gap, rate = _gap_and_rate(gap, phi, exponent)
     if distance == "spearman":
         return torch.sigmoid(rate * gap)
     return torch.exp(kendall_log_probability(gap, rate))
+
+
+def pairwise_slope(
+    gap: Tensor, phi: Tensor, *, distance: Literal["kendall", "spearman"] = "kendall", exponent: Literal[1, 2] = 2
+) -> Tensor:
+    """Derivative of `pairwise_probability` with respect to the gap; even in the gap.
+
+    Kendall, k = |gap|: g'(k) = h'(k + 1) - h'(k) = b'(lambda (k + 1)) - b'(lambda k), which is the limit from either
+    side at the jump at 0. Where lambda is small the difference is the integral of lambda b'' instead.
+    """
+    gap, rate = _gap_and_rate(gap, phi, exponent)
+    if distance == "spearman":
+        return rate * torch.sigmoid(rate * gap) * torch.sigmoid(-rate * gap)
+    places = gap.abs()
+    flat = rate < _LAMBDA_SPLIT
+    low = torch.where(flat, rate, torch.full_like(rate, 0.5))
+    integral = torch.zeros_like(low)
+    for node, node_weight in zip(_NODES, _NODE_WEIGHTS, strict=True):
+        t = float(node + 1) / 2
+        integral = integral + float(node_weight) / 2 * low * bernoulli_curvature(low * (places + t))
+    high = torch.where(flat, torch.ones_like(rate), rate)
+    difference = negative_bernoulli_slope(high * places) - negative_bernoulli_slope(high * (places + 1))
+    return torch.where(flat, integral, difference)
+
+
+def _gap_and_rate(gap: Tensor, phi: Tensor, exponent: int) -> tuple[Tensor, Tensor]:
+    gap, phi = torch.broadcast_tensors(torch.as_tensor(gap), torch.as_tensor(phi))
+    if not bool(((phi > 0) & (phi <= 1)).all()):
+        raise ValueError("phi must lie in (0, 1]")
+    return gap, -exponent * torch.log(phi)
