@@ -9,6 +9,9 @@ Array = NDArray[np.float64]
 
 #: The multiplier of the official code (`neg_log_dispersion_mean`), printed beside ours for comparison.
 OFFICIAL_CONSTANT = 0.29
+#: Indices this near to 1 are 1: the entropy of a uniform law in float32 is log V to seven digits, and a weight that is
+#: rounding alone must not be calibrated to mean 1.
+UNIFORM = 1e-6
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,12 @@ class Index:
 
 def bounded(values: Array, floor: float) -> Index:
     """Indices raised to `floor` and cut to 1, every such case counted."""
+    uniform = values > 1 - UNIFORM
     return Index(
-        values=np.clip(values, floor, 1.0),
+        values=np.where(uniform, 1.0, np.maximum(values, floor)),
         clamped=int(np.sum(values < floor)),
         above_one=int(np.sum(values > 1)),
-        zero_weight=int(np.sum(values >= 1)),
+        zero_weight=int(np.sum(uniform)),
         undefined=int(np.sum(np.isnan(values))),
     )
 

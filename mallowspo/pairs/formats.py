@@ -1,7 +1,8 @@
 """One row of a data set, in whichever format, as one candidate pair, or the reason why it cannot be used.
 
 Known formats: HH dialogues (chosen, rejected), standard (prompt, chosen, rejected), conversational (the same as lists
-of messages), and the last two without a prompt column, where the prompt is what both sides share (as in TRL).
+of messages), the last two without a prompt column, where the prompt is what both sides share (as in TRL), and votes of
+several people (prompt, a, b, votes_a, votes_b), where the side with more votes is chosen.
 """
 
 import math
@@ -70,8 +71,11 @@ def recognise(values: dict[str, Any], template: str) -> Candidate:
             around it; under plain, a response to messages gets the space that follows a mark.
 
     Raises:
-        UnusableRow: a side or the prompt is missing, empty or not text, the sides are equal, or the prompts differ.
+        UnusableRow: a side or the prompt is missing, empty or not text, the sides are equal, the prompts differ, or
+            the votes are tied, sum to 0, or are no numbers.
     """
+    if "votes_a" in values and "chosen" not in values:
+        values = _by_votes(values)
     chosen, rejected = (_present(values, side) for side in ("chosen", "rejected"))
     if isinstance(chosen, str) and isinstance(rejected, str):
         prompt, messages, chosen, rejected = _from_texts(values, chosen, rejected, template)
@@ -107,6 +111,30 @@ def prompt_of(value: Any, template: str) -> tuple[str, list[Message]]:
     if is_dialogue(value):
         return value, to_messages(value)
     return value, [{"role": "user", "content": value}]
+
+
+def _by_votes(values: dict[str, Any]) -> dict[str, Any]:
+    """The row with sides named chosen and rejected, and their votes as votes_chosen and votes_rejected."""
+    votes = {side: _votes(values, f"votes_{side}") for side in ("a", "b")}
+    if votes["a"] + votes["b"] == 0:
+        raise UnusableRow(FORMAT, "votes_a and votes_b sum to 0: nobody voted")
+    if votes["a"] == votes["b"]:
+        raise UnusableRow(NO_PREFERENCE, f"the votes are tied, {votes['a']:g} to {votes['b']:g}")
+    sides = ("a", "b") if votes["a"] > votes["b"] else ("b", "a")
+    kept = {name: value for name, value in values.items() if name not in ("a", "b", "votes_a", "votes_b")}
+    for name, side in zip(("chosen", "rejected"), sides, strict=True):
+        kept |= {name: values.get(side), f"votes_{name}": votes[side]}
+    return kept
+
+
+def _votes(values: dict[str, Any], column: str) -> float:
+    try:
+        votes = float(_present(values, column))
+    except (TypeError, ValueError):
+        raise UnusableRow(FORMAT, f"{column} is {values[column]!r}, not a number") from None
+    if not (math.isfinite(votes) and votes >= 0):
+        raise UnusableRow(FORMAT, f"{column} is {votes}; votes are finite and at least 0")
+    return votes
 
 
 def _from_texts(

@@ -12,7 +12,7 @@ KINDS = {
     EMPTY: "prompt or a side missing, empty, or cut to nothing",
     EQUAL: "as text, or after the cut",
     FORMAT: "not text, or turns that make no pair",
-    NO_PREFERENCE: "best and worst answer too close; not held against the data",
+    NO_PREFERENCE: "best and worst answer too close, or votes tied; not held against the data",
     DUPLICATE: "kept once",
     EMPTY_ANSWER: "answers, not rows; left out before best and worst are taken",
 }

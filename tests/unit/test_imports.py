@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "mallowspo"
-PURE = {"mallows/pairwise.py", "objectives.py", "dispersion.py", "inference.py"}
+PURE = {"mallows/pairwise.py", "objectives.py", "inference.py"}
+PURE |= {f"dispersion/{name}.py" for name in ("controls", "estimators", "weighting")}
 PURE_MAY_USE = {"mallowspo.mallows", "mallowspo.methods"}
 
 

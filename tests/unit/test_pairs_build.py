@@ -70,6 +70,21 @@ def test_table_has_every_column_and_no_prompt_in_both_splits(layout, tokenizer_f
     assert health(layout)["prompts in both splits", "all"]["count"] == 0
 
 
+def test_votes_are_read_counted_and_listed(layout, tokenizer_folder):
+    rows = [{"prompt": f"ask {n}", "a": "yes", "b": "no", "votes_a": n % 4, "votes_b": 1} for n in range(40)]
+    rows.append({"prompt": "ask", "a": "yes", "b": "no", "votes_a": 0, "votes_b": 0})
+    table = build(rows, layout, tokenizer_folder, split={"test_fraction": 0.3})
+    assert (table["chosen"].eq("no").sum(), table["chosen"].eq("yes").sum()) == (10, 20)
+    meta = [json.loads(text) for text in table["meta"]]
+    assert {(row["votes_chosen"], row["votes_rejected"]) for row in meta} == {(1, 0), (2, 1), (3, 1)}
+    listed = read_jsonl(layout.unusable_rows)
+    assert [row["reason"] for row in listed if row["row"] == 2] == ["the votes are tied, 1 to 1"]
+    assert listed[-1] | {"file": ""} == {"file": "", "row": 41, "kind": "wrong format",
+                                        "reason": "votes_a and votes_b sum to 0: nobody voted"}  # fmt: skip
+    # Ties say something of the people; only the last row counts against max_unusable_share.
+    assert (health(layout)["no preference", "all"]["count"], health(layout)["wrong format", "all"]["count"]) == (10, 1)
+
+
 def test_order_of_rows_changes_no_split_and_no_id(layout, tokenizer_folder):
     rows = [good(n) for n in range(40)]
     first = build(rows, layout, tokenizer_folder, max_train=20, max_test=2)

@@ -3,7 +3,7 @@
 import pytest
 
 from mallowspo.pairs.dialogues import shared_beginning, split_last_turn, to_dialogue, to_messages
-from mallowspo.pairs.formats import EMPTY, EQUAL, FORMAT, UnusableRow, recognise
+from mallowspo.pairs.formats import EMPTY, EQUAL, FORMAT, NO_PREFERENCE, UnusableRow, recognise
 
 
 def user(text):
@@ -161,3 +161,40 @@ def test_unusable_rows_say_why(row, kind, reason):
 def test_a_missing_number_in_meta_becomes_null():
     pair = recognise({"prompt": "a", "chosen": "b", "rejected": "c", "score": float("nan")}, "chat")
     assert pair.meta["score"] is None
+
+
+@pytest.mark.parametrize(
+    ("votes", "chosen", "votes_chosen", "votes_rejected"),
+    [
+        ((3, 1), "left", 3, 1),
+        ((0, 2), "right", 2, 0),
+        (("12", "88"), "right", 88, 12),
+        ((0.75, 0.25), "left", 0.75, 0.25),
+    ],
+)
+def test_the_side_with_more_votes_is_chosen(votes, chosen, votes_chosen, votes_rejected):
+    row = {"prompt": "which?", "a": "left", "b": "right", "votes_a": votes[0], "votes_b": votes[1], "rater": "all"}
+    pair = recognise(row, "plain")
+    assert {pair.chosen, pair.rejected} == {"left", "right"}
+    assert pair.chosen == chosen
+    complete = {"chosen_complete": True, "rejected_complete": True}
+    assert pair.meta == {**complete, "rater": "all", "votes_chosen": votes_chosen, "votes_rejected": votes_rejected}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "says"),
+    [
+        ({"votes_b": 3}, NO_PREFERENCE, "the votes are tied, 3 to 3"),
+        ({"votes_a": 0}, FORMAT, "votes_a and votes_b sum to 0: nobody voted"),
+        ({"votes_a": -1}, FORMAT, "votes_a is -1.0; votes are finite and at least 0"),
+        ({"votes_a": float("nan")}, FORMAT, "votes_a is nan"),
+        ({"votes_a": "many"}, FORMAT, "votes_a is 'many', not a number"),
+        ({"votes_b": None}, EMPTY, "votes_b is missing"),
+        ({"a": None}, EMPTY, "chosen is missing"),
+    ],
+)
+def test_votes_that_say_nothing_are_told_apart(changes, kind, says):
+    row = {"prompt": "which?", "a": "left", "b": "right", "votes_a": 3, "votes_b": 0} | changes
+    with pytest.raises(UnusableRow, match=says.replace(".", r"\.")) as caught:
+        recognise(row, "plain")
+    assert caught.value.kind == kind

@@ -1,0 +1,182 @@
+"""The reference table against each row alone, full logits, float64."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from mallowspo.errors import InputError
+from mallowspo.files import digest
+from mallowspo.models import load_model, load_tokenizer, make_made_up
+from mallowspo.pairs.tokens import header_length, tokenize_pairs
+from mallowspo.reference import look_up, score_pairs, score_table, score_tokens
+from mallowspo.scoring import Scorer
+from mallowspo.settings import TokenSettings
+
+PLAIN = TokenSettings(template="plain", max_prompt=40, max_response=12)
+CHAT = TokenSettings(template="chat", max_prompt=40, max_response=12)
+#: The made-up model's template ends a prompt with this, one token a character.
+HEADER = "assistant: "
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    make_made_up(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return load_tokenizer(folder)
+
+
+def pair(prompt, chosen, rejected, complete=(True, True)):
+    return {
+        "pair_id": digest([prompt, chosen, rejected]),
+        "prompt_id": digest(prompt),
+        "prompt": prompt,
+        "messages": json.dumps([{"role": "user", "content": prompt}]),
+        "chosen": chosen,
+        "rejected": rejected,
+        "meta": json.dumps({"chosen_complete": complete[0], "rejected_complete": complete[1]}),
+    }
+
+
+PAIRS = pd.DataFrame(
+    [
+        pair("What?", " yes", " no, never", (True, False)),
+        pair("Which of the two is it?", "both", "a response that is cut off"),
+        pair("What?", "x", "why", (False, True)),  # one token; a prompt seen before
+        pair("Q", " a", " b"),  # under template plain, a prompt of one token
+    ]
+)
+
+
+def entropies_and_logp(model, ids):
+    """Of every token but the first: the law's entropy and the token's log-probability, float64."""
+    with torch.no_grad():
+        law = torch.log_softmax(model(torch.tensor([ids])).logits[0, :-1].double(), dim=-1)
+    return -(law.exp() * law).sum(dim=-1), law[torch.arange(len(ids) - 1), torch.tensor(ids[1:], dtype=torch.long)]
+
+
+def expected_row(model, tokenizer, pair, header):
+    start = [tokenizer.bos_token_id] if pair.prompt[0] == tokenizer.bos_token_id else []
+    entropy, logp = entropies_and_logp(model, pair.prompt)
+    proper = max(0, len(pair.prompt) - 1 - header)
+    row = {
+        "prompt_tokens": proper,
+        "prompt_logp": float(logp[:proper].sum()),
+        "prompt_entropy": float(entropy[:proper].sum()),
+        "header_tokens": len(entropy) - proper,
+        "header_entropy": float(entropy[proper:].sum()),
+    }
+    for side in ("chosen", "rejected"):
+        response = getattr(pair, side)
+        entropy, logp = (values[-len(response) :] for values in entropies_and_logp(model, [*pair.prompt, *response]))
+        ended = response[-1] == tokenizer.eos_token_id
+        alone = [float(entropies_and_logp(model, [*start, token, 0])[0][-1]) for token in response[:-1]]
+        row |= {
+            f"{side}_logp": float(logp.sum()),
+            f"{side}_tokens": len(response),
+            f"{side}_entropy": float(entropy.sum()),
+            f"{side}_first_entropy": float(entropy[0]),
+            f"{side}_end_entropy": float(entropy[-1]) if ended else 0.0,
+            f"{side}_has_end": ended,
+            f"{side}_bigram_entropy": sum(alone),
+        }
+    return row
+
+
+@pytest.mark.parametrize("settings", [PLAIN, CHAT], ids=["plain", "chat"])
+@pytest.mark.parametrize("pairs_per_batch", [1, 3])
+def test_every_column_against_full_logits(folder, tokenizer, settings, pairs_per_batch):
+    found = score_table(Scorer(load_model(folder), "float32"), tokenizer, PAIRS, settings, pairs_per_batch)
+    model, header = load_model(folder).double(), len(HEADER) if settings.template == "chat" else 0
+    assert found["pair_id"].tolist() == PAIRS["pair_id"].tolist()
+    for index, tokenized in enumerate(tokenize_pairs(tokenizer, PAIRS, settings)):
+        expected = expected_row(model, tokenizer, tokenized, header)
+        assert set(found.columns) == {"pair_id", *expected}
+        for name, value in expected.items():
+            assert found[name].iloc[index] == pytest.approx(value, abs=2e-4), name
+
+
+def test_what_the_rows_are(folder, tokenizer):
+    plain, chat = (
+        score_table(Scorer(load_model(folder), "float32"), tokenizer, PAIRS, settings, 2) for settings in (PLAIN, CHAT)
+    )
+    assert plain["prompt_tokens"].tolist() == [4, 22, 4, 0]
+    assert plain.loc[3, ["prompt_logp", "prompt_entropy"]].tolist() == [0.0, 0.0]
+    assert plain["header_tokens"].tolist() == [0, 0, 0, 0]
+    # "user: What?\n" has twelve tokens, and the first is not predicted.
+    assert chat["prompt_tokens"].tolist()[0] == 11
+    assert chat["header_tokens"].tolist() == [len(HEADER)] * 4
+    assert plain["chosen_tokens"].tolist() == [5, 5, 1, 3]
+    assert plain["chosen_has_end"].tolist() == [True, True, False, True]
+    assert plain["rejected_has_end"].tolist() == [False, False, True, True]  # not complete; cut; complete
+    assert plain.loc[2, "chosen_bigram_entropy"] == 0
+    assert plain.loc[2, "chosen_entropy"] == plain.loc[2, "chosen_first_entropy"]
+
+
+def test_prompts_are_scored_once_and_not_once_a_side(folder, tokenizer, monkeypatch):
+    scored = []
+    scorer = Scorer(load_model(folder), "float32")
+    kept = scorer.token_scores
+
+    def spy(batch, want_entropy=False):
+        scored.extend(int(row.sum()) for row in batch.response)
+        return kept(batch, want_entropy)
+
+    monkeypatch.setattr(scorer, "token_scores", spy)
+    table = score_table(scorer, tokenizer, PAIRS, PLAIN, 2)
+    sides = int(table["chosen_tokens"].sum() + table["rejected_tokens"].sum())
+    single = len({token for pair in tokenize_pairs(tokenizer, PAIRS, PLAIN) for side in (pair.chosen, pair.rejected)
+                  for token in side[:-1]})  # fmt: skip
+    assert sum(scored) == sides + single + 4 + 22
+
+
+def test_without_entropies_only_log_probabilities(folder, tokenizer):
+    pairs = tokenize_pairs(tokenizer, PAIRS, PLAIN)
+    scorer = Scorer(load_model(folder), "float32")
+    found, whole = score_pairs(scorer, pairs, 2), score_table(scorer, tokenizer, PAIRS, PLAIN, 2)
+    assert found.columns.tolist() == ["pair_id", "chosen_logp", "chosen_tokens", "rejected_logp", "rejected_tokens"]
+    pd.testing.assert_frame_equal(found, whole[found.columns])
+
+
+def test_a_header_longer_than_what_is_left_of_the_prompt(folder, tokenizer):
+    short = TokenSettings(template="chat", max_prompt=5, max_response=12)
+    table = score_table(Scorer(load_model(folder), "float32"), tokenizer, PAIRS, short, 2)
+    assert table["prompt_tokens"].tolist() == [0] * 4
+    assert table["header_tokens"].tolist() == [4] * 4
+
+
+def test_header_length_is_what_the_generation_prompt_adds(tokenizer):
+    messages = json.dumps([{"role": "user", "content": "hi"}])
+    assert header_length(tokenizer, messages, CHAT) == len(HEADER)
+    assert header_length(tokenizer, messages, PLAIN) == 0
+
+
+@torch.no_grad()
+def test_entropies_are_float32_at_any_dtype_of_the_model(folder, tokenizer):
+    """A bfloat16 model's logits are rounded; the softmax over them is not, as the official code's is."""
+    model = load_model(folder, weights=torch.bfloat16)
+    row = tokenize_pairs(tokenizer, PAIRS, PLAIN)[1]
+    _, _, entropy = next(score_tokens(Scorer(model, "float32"), [(row.prompt, row.chosen)], [[0]], ""))
+    logits = model(torch.tensor([[*row.prompt, *row.chosen]])).logits[0, len(row.prompt) - 1 : -1]
+    assert logits.dtype == torch.bfloat16
+
+    def of(logits):
+        law = torch.log_softmax(logits, dim=-1)
+        return -(law.exp() * law).sum(dim=-1).double().numpy()
+
+    assert abs(entropy - of(logits.double())).max() < 1e-5 < 1e-3 < abs(of(logits) - of(logits.double())).max()
+
+
+def test_joins_go_by_id():
+    table = pd.DataFrame({"pair_id": ["a", "b", "c"], "chosen_logp": [1.0, 2.0, float("nan")]})
+    assert look_up(table, ["b", "a"], "file")["chosen_logp"].tolist() == [2.0, 1.0]
+    with pytest.raises(InputError, match="file: no row for 1 of 2 pairs \\(first: d\\)"):
+        look_up(table, ["a", "d"], "file")
+    with pytest.raises(InputError, match="not finite \\(first: c\\)"):
+        look_up(table, ["a", "c"], "file")
