@@ -57,8 +57,8 @@ def run(view: Any, layout: Layout, tokenizer_folder: Path) -> None:
     if settings.on_policy:
         reads = _read_answers(settings.on_policy, layout)
     else:
-        reads = _read_source(settings, view.tokens.template)
-    usable, listed = _check(reads, tokenizer, settings.source, view.tokens)
+        reads = read_source(settings, view.tokens.template)
+    usable, listed = check_rows(reads, tokenizer, settings.source, view.tokens)
     write_jsonl(layout.unusable_rows, listed)
     kinds = Counter(problem["kind"] for problem in listed)
     rows_read = len(reads) - kinds[formats.EMPTY_ANSWER]
@@ -82,7 +82,8 @@ def run(view: Any, layout: Layout, tokenizer_folder: Path) -> None:
     write_json(layout.data_health, health_table(rows_read, kinds, len(usable) - len(table), facts))
 
 
-def _read_source(settings: PairsSettings, template: str) -> list[Read]:
+def read_source(settings: PairsSettings, template: str) -> list[Read]:
+    """What every row of `hub:` or `path:` gives, before it is tokenized."""
     place = settings.source.partition(":")[2]
     reads = []
     for row, values in read_rows(settings):
@@ -105,7 +106,7 @@ def _read_answers(settings: OnPolicySettings, layout: Layout) -> list[Read]:
     return reads
 
 
-def _check(
+def check_rows(
     reads: list[Read], tokenizer: Any, source: str, settings: TokenSettings
 ) -> tuple[list[Usable], list[dict[str, Any]]]:
     """The usable pairs, each once, and every other row with its kind and reason."""

@@ -115,7 +115,8 @@ def _groups(results: Results, look: Look) -> dict[str, Group]:
     )
     groups["dispersion"] = Group(
         data_figures.dispersion_histograms(results),
-        f"n = {plural(len(results.dispersion), 'pair')}, training and test. Dashed: percentiles. No interval, no test.",
+        f"n = {plural(len(results.dispersion), 'pair')}, training and test. Dashed: percentiles. No interval, no test. "
+        + " ".join(data_figures.dispersion_words(results.dispersion_summary)),
     )
     groups["effect"] = Group(
         effect_figure.effect_by_dispersion(results, look),

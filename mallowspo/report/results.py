@@ -26,7 +26,7 @@ class Results:
         values: metric -> label -> table (prompts, seeds), see `mallowspo.compare.read_values`.
         estimates, comparison: as stage "compare" wrote them.
         curves: metrics of every optimizer step, with method and seed.
-        dispersion: a row a pair, with split, prompt, chosen and rejected.
+        dispersion: a row a pair, with split, prompt, chosen and rejected; dispersion_summary: dispersion.json.
         displacement: a row a method and held-out pair: change of both log-probabilities (nats) from the reference.
         runs: a row a run, its summary.json and the flattened environment.json.
         health: a row a check of the data.
@@ -43,6 +43,7 @@ class Results:
     comparison: pd.DataFrame
     curves: pd.DataFrame
     dispersion: pd.DataFrame
+    dispersion_summary: dict[str, Any]
     displacement: pd.DataFrame
     runs: pd.DataFrame
     health: pd.DataFrame
@@ -123,6 +124,7 @@ def read_results(view: Any, layout: Layout, settings_text: str) -> Results:
         comparison=read_parquet(layout.comparison),
         curves=_curves(layout, runs),
         dispersion=_dispersion(layout),
+        dispersion_summary=read_json(layout.dispersion_summary),
         displacement=_displacement(layout, runs),
         runs=pd.DataFrame([_run(layout, label, seed) for label, seed in runs]),
         health=_health(layout.data_health),

@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -79,17 +80,24 @@ def draw_panel(
     height: float = 3.1,
 ) -> Panel:
     """Draw one panel and write its SVG, PDF and CSV; the same data gives the same bytes."""
+    return draw_files(layout.figures, name, alt, data, [draw], height)
+
+
+def draw_files(
+    folder: Path, name: str, alt: str, data: pd.DataFrame, draws: Sequence[Callable[[Axes], None]], height: float = 3.1
+) -> Panel:
+    """The same into any folder, with one set of axes below the other."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        axes = figure.subplots()
-        draw(axes)
+        figure = Figure(figsize=(WIDTH, height * len(draws)), layout="constrained")
+        for draw, axes in zip(draws, figure.subplots(len(draws), squeeze=False).flat, strict=True):
+            draw(axes)
         svg = _render(figure, "svg", {"Date": None}).decode("utf-8")
         # The layout found for the SVG holds for the PDF; finding it again would take as long as drawing.
         figure.set_layout_engine("none")
         pdf = _render(figure, "pdf", {"CreationDate": None})
-    write_text(layout.figures / f"{name}.svg", svg)
-    write_bytes(layout.figures / f"{name}.pdf", pdf)
-    write_text(layout.figures / f"{name}.csv", csv(data))
+    write_text(folder / f"{name}.svg", svg)
+    write_bytes(folder / f"{name}.pdf", pdf)
+    write_text(folder / f"{name}.csv", csv(data))
     return Panel(name, alt, _inline(svg, name))
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from mallowspo import compare, report
 from mallowspo.errors import InputError
+from mallowspo.files import read_json
 from mallowspo.report import data_figures, effect_figure, outcome_figures, summary, tables, words
 from mallowspo.report.results import read_results
 from mallowspo.report.style import Look
@@ -197,6 +198,18 @@ def test_one_method_one_seed_without_benchmarks(tmp_path):
     assert len(pd.read_csv(made.layout.figures / "learning_loss.csv")) == 450
     assert "On reward, this comparison cannot tell dpo from reference" in page
     assert not any("/" in column for column in pd.read_csv(made.layout.tables / "main.csv").columns)
+
+
+def test_dispersion_is_told_with_its_constant_and_every_counted_case(made, page):
+    told = read_json(made.layout.dispersion_summary)
+    sentence = "(calibrated to mean weight 1 on the training pairs; the official code&#39;s is 0.29)."
+    assert f"Constant {words.number(told['constant'])} {sentence}" in page
+    assert "Raised to the floor: 0; cut to 1: 0; weight 0: 0; no token that counts: 0." in page
+    odd = data_figures.dispersion_words(told | {"calibrated": False, "constant": 0.29, "clamped": 3,
+                                                   "vocabulary": 300, "tokenizer_vocabulary": 280})  # fmt: skip
+    assert odd[1] == "Constant 0.29 (given, not calibrated; the official code's is 0.29)."
+    assert odd[3].startswith("Raised to the floor: 3;")
+    assert odd[-1].startswith("The model's output is 300 wide") and "knows 280 tokens" in odd[-1]
 
 
 def test_cost_sums_jobs_and_versions_name_digests(made):

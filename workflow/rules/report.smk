@@ -30,6 +30,7 @@ rule report:
         estimates=PATH.estimates,
         comparison=PATH.comparison,
         dispersion=PATH.dispersion,
+        dispersion_summary=PATH.dispersion_summary,
         health=PATH.data_health,
         pairs=[PATH.pairs("train"), PATH.pairs("test")],
         prompts=PATH.prompts,
