@@ -111,10 +111,32 @@ def reference(experiment: ExperimentName, results: Results = "results", threads:
 
 
 @app.command()
-def dispersion(experiment: ExperimentName, results: Results = "results") -> None:
-    """Turn the reference's entropies into each pair's dispersion index and weight."""
-    settings, layout, folder = _open(experiment, results)
-    _stage("dispersion").run(settings.stage_view("dispersion"), layout, folder, settings.compute.device)
+def dispersion(
+    experiment: Annotated[str | None, typer.Argument(help="an experiment, as in the other commands")] = None,
+    model: Annotated[str | None, typer.Option(help="without an experiment: a model's folder or source")] = None,
+    pairs: Annotated[str | None, typer.Option(help="without an experiment: a file or source of pairs")] = None,
+    out: Annotated[str | None, typer.Option(help="folder for the table and its picture [default: dispersion]")] = None,
+    template: Annotated[str | None, typer.Option(help="plain or chat [default: chat if the model has one]")] = None,
+    estimator: Annotated[str | None, typer.Option(help="as in dispersion.estimator [default: entropy]")] = None,
+    convention: Annotated[str | None, typer.Option(help="response_tokens or official [default: the first]")] = None,
+    max_pairs: Annotated[int | None, typer.Option(help="a seeded draw of so many pairs [default: all]")] = None,
+    sha256: Annotated[str | None, typer.Option(help="of the wheel of a pypi: model")] = None,
+    results: Results = "results",
+) -> None:
+    """Turn the reference's entropies into each pair's dispersion index and weight; or do it for any MODEL and PAIRS."""
+    given = {"template": template, "estimator": estimator, "convention": convention, "max_pairs": max_pairs}
+    given = {name: value for name, value in (given | {"sha256": sha256}).items() if value is not None}
+    if experiment and (model or pairs or out or given):
+        raise InputError(f"dispersion {experiment}: an experiment says all of it; leave out the other options")
+    if experiment:
+        settings, layout, folder = _open(experiment, results)
+        _stage("dispersion").run(settings.stage_view("dispersion"), layout, folder, settings.compute.device)
+        return
+    if not (model and pairs):
+        raise InputError("dispersion: give an EXPERIMENT, or both --model and --pairs")
+    from mallowspo.dispersion_command import Request, run
+
+    typer.echo("\n".join(run(Request(model, pairs, **given), Path(out or "dispersion"), results)))
 
 
 @app.command()
@@ -235,6 +257,17 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="print a JSON l
     for row in rows:
         typer.echo(f"{row['name']}\n    loss    {row['formula']}\n    needs   {', '.join(row['needs'])}")
         typer.echo(f"    source  {row['source']}")
+
+
+@app.command("method-figures")
+def method_figures(
+    folder: Annotated[Path, typer.Option(help="where the SVG files go")] = Path("docs/images"),
+) -> None:
+    """Draw the figures of docs/method.md: links, the jump at 0 and its smoothings, weight against entropy."""
+    from mallowspo.method_figures import run
+
+    for path in run(folder):
+        typer.echo(path)
 
 
 @app.command()
