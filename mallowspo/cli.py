@@ -124,8 +124,9 @@ def dispersion(
     results: Results = "results",
 ) -> None:
     """Turn the reference's entropies into each pair's dispersion index and weight; or do it for any MODEL and PAIRS."""
-    given = {"template": template, "estimator": estimator, "convention": convention, "max_pairs": max_pairs}
-    given = {name: value for name, value in (given | {"sha256": sha256}).items() if value is not None}
+    options = {"template": template, "estimator": estimator, "convention": convention, "max_pairs": max_pairs}
+    options |= {"sha256": sha256}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if experiment and (model or pairs or out or given):
         raise InputError(f"dispersion {experiment}: an experiment says all of it; leave out the other options")
     if experiment:

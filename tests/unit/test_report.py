@@ -207,7 +207,7 @@ def test_dispersion_is_told_with_its_constant_and_every_counted_case(made, page)
     assert "Raised to the floor: 0; cut to 1: 0; weight 0: 0; no token that counts: 0." in page
     odd = data_figures.dispersion_words(told | {"calibrated": False, "constant": 0.29, "clamped": 3,
                                                    "vocabulary": 300, "tokenizer_vocabulary": 280})  # fmt: skip
-    assert odd[1] == "Constant 0.29 (given, not calibrated; the official code's is 0.29)."
+    assert odd[1] == "Constant 0.290 (given, not calibrated; the official code's is 0.29)."
     assert odd[3].startswith("Raised to the floor: 3;")
     assert odd[-1].startswith("The model's output is 300 wide") and "knows 280 tokens" in odd[-1]
 
