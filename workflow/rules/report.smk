@@ -87,3 +87,29 @@ rule track:
         bare_store=hide_credentials(WORKFLOW.store),
     shell:
         "mallowspo track {params.call:q} {params.store:q} > {log:q} 2>&1"
+
+
+# No experiment needs it: `snakemake method_figures` draws the figures of docs/method.md again.
+rule method_figures:
+    input:
+        code=[
+            "mallowspo/method_figures.py",
+            "mallowspo/mallows/pairwise.py",
+            "mallowspo/objectives/links.py",
+            "mallowspo/dispersion/weighting.py",
+        ],
+    output:
+        figures=expand(
+            "docs/images/method_{figure}.svg", figure=["links", "jump_and_smoothings", "weight_against_entropy"]
+        ),
+    log:
+        f"{RESULTS}/logs/method_figures.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/method_figures.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+        gpu=0,
+    shell:
+        "mallowspo method-figures > {log:q} 2>&1"
