@@ -13,7 +13,7 @@ from mallowspo.dispersion_study.association import RankCorrelation
 from mallowspo.dispersion_study.people import Votes
 from mallowspo.dispersion_study.rankings import CHOICE, ESTIMATORS, LIKELIHOOD, RANKING, exact_index
 from mallowspo.dispersion_study.settings import RankingSettings
-from mallowspo.dispersion_study.tokens import BIGRAM_BY_PROMPT, Condition
+from mallowspo.dispersion_study.tokens import BIGRAM_BY_PROMPT, DIFFER, EQUAL, Condition
 from mallowspo.layout import Layout
 from mallowspo.report.style import MARKERS, PALETTE, Panel, draw_panel, legend_below, legend_height
 
@@ -28,12 +28,18 @@ FIFTHS = 5
 def rankings(
     layout: Layout, settings: RankingSettings, table: pd.DataFrame, summary: pd.DataFrame, confidence: float
 ) -> list[Panel]:
-    """The law itself; what prompts with many annotators give; rank correlation by annotators."""
-    return [_exact(layout, settings), _recovery(layout, table, summary, confidence), _by_annotators(layout, summary)]
+    """The law itself; rank correlation by annotators; the estimates with most annotators, and with fewest."""
+    most, fewest = table["annotators"].max(), table["annotators"].min()
+    return [
+        _exact(layout, settings),
+        _by_annotators(layout, summary),
+        _recovery(layout, table, summary, confidence, most, calibrated=True),
+        _recovery(layout, table, summary, confidence, fewest, calibrated=False),
+    ]
 
 
 def _exact(layout: Layout, settings: RankingSettings) -> Panel:
-    grid = np.linspace(min(settings.phis), max(settings.phis), 60)
+    grid = np.exp(-np.linspace(1e-3, -np.log(min(settings.phis)), 60))
     rows = [
         {"items": items, "phi": phi, "truth": -np.log(phi), "form": form, "estimate": -np.log(index)}
         for items in settings.items
@@ -60,14 +66,17 @@ def _exact(layout: Layout, settings: RankingSettings) -> Panel:
     return draw_panel(layout, "rankings_law", alt, data, draw, 3.1 + legend_height(entries, 2))
 
 
-def _recovery(layout: Layout, table: pd.DataFrame, summary: pd.DataFrame, confidence: float) -> Panel:
-    items, annotators = table["items"].max(), table["annotators"].max()
+def _recovery(
+    layout: Layout, table: pd.DataFrame, summary: pd.DataFrame, confidence: float, annotators: int, calibrated: bool
+) -> Panel:
+    items = table["items"].max()
     cell = table[(table["items"] == items) & (table["annotators"] == annotators)]
     constants = summary[(summary["items"] == items) & (summary["annotators"] == annotators)].set_index("estimator")
     tails = (1 - confidence) / 2
+    scale = "calibrated" if calibrated else "uncalibrated"
     rows = []
     for (estimator, truth), part in cell.groupby(["estimator", "truth"]):
-        values = part["estimate"] * constants.loc[estimator, "constant"]
+        values = part["estimate"] * (constants.loc[estimator, "constant"] if calibrated else 1)
         low, high = values.quantile([tails, 1 - tails])
         rows.append({"estimator": estimator, "truth": truth, "mean": values.mean(), "low": low, "high": high})
     data = pd.DataFrame(rows)
@@ -79,12 +88,12 @@ def _recovery(layout: Layout, table: pd.DataFrame, summary: pd.DataFrame, confid
             x = part["truth"] + shift * 0.012
             axes.vlines(x, part["low"], part["high"], color=COLOUR[estimator], linewidth=1)
             axes.plot(x, part["mean"], MARKER[estimator], color=COLOUR[estimator], markersize=4.5, label=estimator)
-        axes.set(xlabel=TRUE_LABEL, ylabel="estimate, calibrated")
+        axes.set(xlabel=TRUE_LABEL, ylabel=f"estimate of −log φ, {scale}")
         axes.set_title(f"{items} items, {annotators} annotators")
         legend_below(axes, axes.get_legend_handles_labels()[0], 2)
 
-    alt = f"Calibrated estimates against true minus log phi, {items} items, {annotators} annotators."
-    return draw_panel(layout, "rankings_recovery", alt, data, draw, 3.1 + legend_height(3, 2))
+    alt = f"Estimates ({scale}) against true minus log phi, {items} items, {annotators} annotators."
+    return draw_panel(layout, f"rankings_{annotators}_annotators", alt, data, draw, 3.1 + legend_height(3, 2))
 
 
 def _by_annotators(layout: Layout, summary: pd.DataFrame) -> Panel:
@@ -113,12 +122,11 @@ def _by_annotators(layout: Layout, summary: pd.DataFrame) -> Panel:
 
 
 def tokens(layout: Layout, condition: Condition, summary: pd.DataFrame) -> list[Panel]:
-    """All estimators against both truths; the default against the sequence entropy; the bigram against the rate."""
-    rows = summary[summary["condition"] == condition.name]
+    """The default against the sequence entropy; the bigram against the rate; all estimators against both truths."""
     return [
-        _two_truths(layout, rows, condition.name),
         _against_sequence(layout, condition),
         _bigrams(layout, condition),
+        *(_two_truths(layout, summary[summary["condition"] == name], name) for name in (EQUAL, DIFFER)),
     ]
 
 
@@ -136,8 +144,12 @@ def _two_truths(layout: Layout, rows: pd.DataFrame, name: str) -> Panel:
         axes.set_title(name.capitalize())
         legend_below(axes, axes.get_legend_handles_labels()[0], 2)
 
-    alt = "Rank correlation of each estimator with the entropy a token and with the entropy of the whole answer."
-    return draw_panel(layout, "tokens_estimators", alt, data, draw, 0.9 + 0.34 * len(data) + legend_height(2, 2))
+    alt = (
+        "Rank correlation of each estimator with the entropy a token and with the entropy of the whole answer, " + name
+    )
+    return draw_panel(
+        layout, f"tokens_{name.replace(' ', '_')}", alt, data, draw, 0.9 + 0.34 * len(data) + legend_height(2, 2)
+    )
 
 
 def _bars(axes: Axes, places: Any, data: pd.DataFrame, column: str, colour: str, label: str, marker: str = "o") -> None:
@@ -198,6 +210,7 @@ def people(layout: Layout, votes: Votes, found: dict[str, RankCorrelation], effe
 
 def _voters_forest(layout: Layout, votes: Votes, found: dict[str, RankCorrelation], effect: float) -> Panel:
     data = pd.DataFrame([{"estimator": label, **vars(result)} for label, result in found.items()])
+    data = data.rename(columns={"low": "rho_low", "high": "rho_high"})
     labels = [label.replace(", ", ",\n", 1) for label in data["estimator"]]
 
     def draw(axes: Axes) -> None:

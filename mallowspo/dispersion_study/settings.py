@@ -40,8 +40,8 @@ class RankingSettings(Section):
     @field_validator("items")
     @classmethod
     def _rankable(cls, items: list[int]) -> list[int]:
-        if not all(2 <= count <= 8 for count in items):
-            raise ValueError("from 2 to 8 items: the centre is searched among all rankings")
+        if not all(2 <= count <= 12 for count in items):
+            raise ValueError("from 2 to 12 items: the centre is searched among all rankings")
         return items
 
 
@@ -141,6 +141,11 @@ class DispersionStudy(Study):
     def _votes(self) -> list[tuple[str, str | None]]:
         places = [find(source) for source in self.people.files]
         return [(str(place), sha256_file(place) if isinstance(place, Path) else None) for place in places]
+
+
+def variable(source: str) -> str:
+    """The first environment variable in a source that names one."""
+    return str(_VARIABLE.findall(source)[0])
 
 
 def find(source: str) -> Path | str:

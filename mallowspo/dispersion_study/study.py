@@ -8,7 +8,7 @@ import pandas as pd
 from mallowspo.dispersion_study import figures, people, rankings, tokens, words
 from mallowspo.dispersion_study.association import RankCorrelation
 from mallowspo.dispersion_study.people import Votes
-from mallowspo.dispersion_study.settings import DispersionStudy, find
+from mallowspo.dispersion_study.settings import DispersionStudy, find, variable
 from mallowspo.errors import InputError
 from mallowspo.files import sha256_file, write_parquet
 from mallowspo.layout import Layout
@@ -47,10 +47,10 @@ def run(settings: DispersionStudy, layout: Layout, model_folder: Path | None) ->
         sections.append(_left_out_section(left_out, layout.experiment))
     return StudyResult(
         findings=[
-            words.headline(voted, token_summary),
+            words.headline(voted, token_summary, 1 - settings.statistics.confidence),
             *words.ranking_findings(summary, exact),
             *words.token_findings(token_summary),
-            *(words.implication(votes, found) for votes, found in voted),
+            *(words.implication(votes, found, 1 - settings.statistics.confidence) for votes, found in voted),
             *(f"Not run: {source} ({reason})." for source, reason in left_out.items()),
         ],
         cautions=_cautions(settings, voted),
@@ -105,10 +105,11 @@ def _ranking_section(
             "the prompts stays right. With few annotators the entropy of the observed frequencies is biased downwards.",
         ],
         panels=figures.rankings(layout, chosen, table, summary, settings.statistics.confidence),
-        caption=f"{plural(settings.seeds, 'prompt')} for each of {len(chosen.phis)} values of φ and each cell. Left: "
-        f"no chance in it; dotted: equal. Middle: mean and the range of {percent} of the prompts; the entropy forms "
-        "are scaled so that their mean is the true one. Right: bands are "
-        f"{percent} intervals from {settings.statistics.resamples:,} resamples of prompts. No test.",
+        caption=f"{plural(settings.seeds, 'prompt')} for each of {len(chosen.phis)} values of φ and each cell. The "
+        "law itself has no chance in it. How many annotators: bands are "
+        f"{percent} intervals from {settings.statistics.resamples:,} resamples of prompts. Estimates: mean, and the "
+        f"range of {percent} of the prompts; calibrated, the entropy forms are scaled so that their mean is the true "
+        "one. Dotted: equal. No test.",
         table=words.ranking_table(summary, exact),
     )
 
@@ -134,7 +135,7 @@ def _token_section(
             "within each prompt, which no language model hands out.",
         ],
         panels=figures.tokens(layout, condition, summary),
-        caption=f"n = {plural(chain.prompts, 'prompt')} with one pair each; condition: {condition.name}; estimator "
+        caption=f"n = {plural(chain.prompts, 'prompt')} with one pair each; above: {condition.name}; estimator "
         f"sampled from {chain.samples} answers. Bars: {percent} intervals from {settings.statistics.resamples:,} "
         "resamples of prompts. No test.",
         table=words.token_table(summary),
@@ -154,35 +155,32 @@ def _people_section(
         f"template {chosen.tokens.template}. Where a row is ChaosNLI's alpha-NLI, the prompt is worded "
         f"“{chosen.wording}”. Chosen is the answer with more votes"
         + (f" (the first in {plural(votes.ties, 'tie')})." if votes.ties else "."),
-        "What this says of the claim that entropy measures people's disagreement: " + words.implication(votes, found),
+        "What this says of the claim that entropy measures people's disagreement. "
+        + words.implication(votes, found, 1 - statistics.confidence),
         *words.people_sentences(votes, found, chosen.effect, statistics.confidence),
     ]
     if votes.undefined:
-        paragraphs.append(
-            f"{plural(votes.undefined, 'index')} had no token that counts and stand at the neutral value.".replace(
-                "indexs", "indices"
-            )
-        )
+        paragraphs.append(f"Indices that no token counts for, set to the neutral value: {votes.undefined:,}.")
     return Section(
         title=f"People's votes: {votes.name}",
         paragraphs=paragraphs,
         panels=figures.people(layout, votes, found, chosen.effect),
-        caption=f"n = {plural(len(votes.table), 'pair')}. Left: {statistics.confidence:.0%} intervals from "
+        caption=f"n = {plural(len(votes.table), 'pair')}. Bars: {statistics.confidence:.0%} intervals from "
         f"{statistics.resamples:,} resamples of pairs; grey: correlations smaller than {chosen.effect:g}. p-values in "
         f"the table: {statistics.permutations:,} permutations of the pairs, two-sided, Holm's correction over all "
-        "rows. Right: dots are pairs, the lines quartiles of the votes' entropy in fifths of the pairs by their index.",
+        "rows. Dots are pairs, lines the quartiles of the votes' entropy in fifths of the pairs by their index.",
         table=words.people_table(votes, found),
     )
 
 
 def _left_out_section(left_out: dict[str, str], experiment: str) -> Section:
+    folders = " ".join(f"{name}=FOLDER" for name in dict.fromkeys(map(variable, left_out)))
     return Section(
         title="People's votes: not run",
         paragraphs=[
             *(f"{source} was not run: {reason}." for source, reason in left_out.items()),
             "Nothing on this page says anything of these people's votes. To run it, put the file into a folder and "
-            "give the folder's name: "
-            f"MALLOWSPO_SHARED_DATA=FOLDER snakemake --cores all --config experiments={experiment}",
+            f"give the folder's name: {folders} snakemake --cores all --config experiments={experiment}",
         ],
     )
 

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,11 +19,18 @@ from mallowspo.report.words import count, fixed, p_value, plural
 Row = Mapping[Any, Any]
 #: The estimator of the official code, and our default: the one that the answer is given for.
 DEFAULT = "entropy"
+#: A rank correlation below it shares less than a tenth of the variance: too little to call one a measure of the other.
+USEFUL = 0.3
 
 
 def rho(value: float, low: float, high: float) -> str:
     """−0.05 [−0.10, 0.00]."""
-    return f"{fixed(value, 2)} [{fixed(low, 2)}, {fixed(high, 2)}]"
+    return f"{_two(value)} [{_two(low)}, {_two(high)}]"
+
+
+def _two(value: float) -> str:
+    # No minus before a zero.
+    return fixed(round(value, 2) + 0.0, 2)
 
 
 def _rho(result: RankCorrelation) -> str:
@@ -64,7 +71,7 @@ def _cell(summary: pd.DataFrame, items: int, annotators: int) -> list[Row]:
 
 def _told(row: Row, name: str) -> str:
     if pd.isna(row.get(f"{name}_low", math.nan)):
-        return fixed(row[name], 2)
+        return _two(row[name])
     return rho(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
@@ -90,6 +97,8 @@ def ranking_table(summary: pd.DataFrame, exact: pd.DataFrame) -> Table:
             "n": count(row["n"]),
         }
         for row in numbers.to_dict("records")
+        # Two items have one entropy: of the first choice and of the ranking.
+        if not (row["items"] == 2 and row["estimator"] == RANKING)
     )
     return Table("rankings", numbers, shown, ("Estimator",))
 
@@ -110,6 +119,8 @@ def token_findings(summary: pd.DataFrame) -> list[str]:
         f"{_told(equal[DEFAULT], 'rho_sequence')}): dividing by the length removes what a longer answer leaves open.",
         f"The bigram loses the prompt: ρ with the true entropy a token is {_told(differ['bigram'], 'rho_rate')}, "
         f"though with the law of its own prompt it would be {_told(differ[BIGRAM_BY_PROMPT], 'rho_rate')}.",
+        f"The official convention counts the template's header as answer, which dilutes short answers more: "
+        f"ρ with the true entropy a token {_told(differ[_OFFICIAL], 'rho_rate')}.",
         "The sum over one pair's tokens instead of the mean brings the length back, with its chance: "
         f"ρ with the whole answer's entropy {_told(differ[_SUM], 'rho_sequence')}, and "
         f"{int(differ[_SUM]['above_one'])} of {n} indices above 1, where the weight is 0; over "
@@ -117,7 +128,7 @@ def token_findings(summary: pd.DataFrame) -> list[str]:
     ]
 
 
-_SUM = "paper_sum, normaliser: vocabulary"
+_SUM, _OFFICIAL = "paper_sum, normaliser: vocabulary", "entropy, convention: official"
 
 
 def token_table(summary: pd.DataFrame) -> Table:
@@ -140,7 +151,7 @@ def token_table(summary: pd.DataFrame) -> Table:
 # (c) people
 
 
-def headline(people: list[tuple[Votes, dict[str, RankCorrelation]]], tokens: pd.DataFrame) -> str:
+def headline(people: list[tuple[Votes, dict[str, RankCorrelation]]], tokens: pd.DataFrame, alpha: float) -> str:
     """The answer to the study's question."""
     row = tokens[(tokens["condition"] == DIFFER) & (tokens["estimator"] == DEFAULT)].iloc[0].to_dict()
     known = f"Of the model's own uncertainty a token, yes (ρ = {_told(row, 'rho_rate')} where it is known)."
@@ -149,12 +160,18 @@ def headline(people: list[tuple[Votes, dict[str, RankCorrelation]]], tokens: pd.
     parts = []
     for votes, found in people:
         result = found[DEFAULT]
-        verdict = {0: "nothing was found", 1: "weakly" if result.rho < 0.3 else "yes", -1: "no, it runs against it"}
-        parts.append(
-            f"{verdict[direction(result)]} in {votes.name} (ρ = {_rho(result)}, "
-            f"p {_equals(result.p)}, Holm p {_equals(result.p_holm)}, n = {result.n:,} pairs)"
-        )
+        words = {
+            "found": "yes" if result.rho >= USEFUL else "hardly",
+            "trace": f"no more than a trace, gone when corrected for {len(found)} tests,",
+            "none": "nothing was found",
+            "against": "no, it runs the other way",
+        }[verdict(result, alpha)]
+        parts.append(f"{words} in {votes.name} ({_tested(result)}, n = {result.n:,} pairs)")
     return f"{known} Of people's disagreement: {'; '.join(parts)}."
+
+
+def _tested(result: RankCorrelation) -> str:
+    return f"ρ = {_rho(result)}, p {_equals(result.p)}, Holm p {_equals(result.p_holm)}"
 
 
 def _equals(p: float) -> str:
@@ -162,35 +179,45 @@ def _equals(p: float) -> str:
     return text if text.startswith("<") else f"= {text}"
 
 
-def direction(result: RankCorrelation) -> int:
-    """1 or -1 where the interval leaves out 0, else 0."""
-    return 1 if result.low > 0 else -1 if result.high < 0 else 0
+def verdict(result: RankCorrelation, alpha: float) -> Literal["found", "trace", "none", "against"]:
+    """trace: the interval leaves out 0, but the test corrected for all estimates does not reject."""
+    if result.p_holm < alpha:
+        return "found" if result.rho > 0 else "against"
+    return "trace" if result.low > 0 or result.high < 0 else "none"
 
 
-def implication(votes: Votes, found: dict[str, RankCorrelation]) -> str:
+def implication(votes: Votes, found: dict[str, RankCorrelation], alpha: float) -> str:
     """What the default estimator's correlation says of the claim that entropy measures people's disagreement."""
     result = found[DEFAULT]
     most = max(abs(result.low), abs(result.high))
+    kind = verdict(result, alpha)
     seen = {
-        0: "No relation between the model's entropy and the voters' disagreement was found",
-        1: "The model's entropy and the voters' disagreement go together, as the claim needs",
-        -1: "The model's entropy and the voters' disagreement go opposite ways",
-    }[direction(result)]
+        "found": "the model's entropy and the voters' go together",
+        "trace": "only a trace of a relation between the model's entropy and the voters', not told from chance once "
+        "corrected for the number of tests",
+        "none": "no relation between the model's entropy and the voters' was found",
+        "against": "the model's entropy and the voters' go opposite ways",
+    }[kind]
     bound = (
-        f"{seen}: ρ = {_rho(result)}. The interval allows at most a correlation of "
-        f"{fixed(most, 2)} in size, {most**2:.1%} of the variance of the ranks."
+        f"In {votes.name}, {seen}: {_tested(result)}. The interval allows at most a correlation of {_two(most)} in "
+        f"size, {most**2:.1%} of the variance of the ranks."
     )
-    if direction(result) == 1 and result.rho >= 0.3:
+    if kind == "found" and result.rho >= USEFUL:
         return (
-            f"{bound} For this model and these pairs the claim holds in part: the weight of MallowsPO leans on "
-            "something that people's agreement shares."
+            f"{bound} For this model and these pairs the claim that low entropy means agreeing people holds in part: "
+            "the weight of MallowsPO leans on something that goes with their agreement."
+        )
+    if most >= USEFUL:
+        return (
+            f"{bound} These pairs are too few to say more: neither is the claim that low entropy means agreeing people "
+            "supported, nor is it refuted."
         )
     return (
-        f"{bound} So for this model and these pairs the claim that low entropy means agreeing people is "
-        f"{'hardly' if direction(result) == 1 else 'not'} supported, and the weight of MallowsPO cannot be read as a "
-        "measure of how far people agree. Whatever it gains in a training must come from elsewhere until shown "
-        "otherwise: that is what the controls (shuffled, inverted, length-matched weights) of a comparison are for. It "
-        "does not say that dispersion is of no use, only that this estimate of it is not people's."
+        f"{bound} Whatever its sign, that is no measure of disagreement: for this model and these pairs the claim that "
+        "low entropy means agreeing people is not supported, and the weight of MallowsPO cannot be read as how far "
+        "people agree. What the weight gains in a training must come from something else until shown otherwise; the "
+        "controls of a comparison (shuffled, inverted, length-matched weights) are there to tell. It does not follow "
+        "that dispersion is of no use, only that this estimate of it is not people's."
     )
 
 
@@ -228,7 +255,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _names(names: list[str], found: dict[str, RankCorrelation]) -> str:
-    return f" ({'; '.join(f'{name}, ρ = {fixed(found[name].rho, 2)}' for name in names)})" if names else ""
+    return f" ({'; '.join(f'{name}, ρ = {_two(found[name].rho)}' for name in names)})" if names else ""
 
 
 def people_table(votes: Votes, found: dict[str, RankCorrelation]) -> Table:
