@@ -44,12 +44,11 @@ class BanditStudy(Study):
         default=[16, 64], min_length=1, description="drawn in each context, with replacement over pairs of arms"
     )
     methods: list[str] = Field(default_factory=lambda: list(METHODS), description="rows of `mallowspo methods`")
-    betas: list[Positive] = Field(default=[0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4], min_length=3)
+    betas: list[Positive] = Field(default=[0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8], min_length=3)
     same_beta: float = Field(default=0.4, description="one of betas: where methods are compared at the same beta")
     kl_targets: list[Positive] = Field(
-        default=[0.2, 0.4, 0.6, 0.8], description="nats; rewards at the same KL are compared at these"
+        default=[0.3, 0.45, 0.6, 0.75, 0.9], description="nats; rewards at the same KL are compared at these"
     )
-    phi_floor: float = Field(default=0.02, gt=0, lt=1, description="estimates of phi below are raised to it, counted")
     training: BanditTraining = BanditTraining()
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     resamples: int = Field(default=9999, ge=99)

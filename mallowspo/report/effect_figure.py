@@ -10,8 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mallowspo.inference import association, estimate
-from mallowspo.report.results import Results, rows_of
+from mallowspo.report.results import Results
 from mallowspo.report.style import Look, Panel, draw_panel
+from mallowspo.report.table import rows_of
 from mallowspo.report.words import number, p_value
 
 PARTS = 5

@@ -9,8 +9,9 @@ from matplotlib.lines import Line2D
 
 from mallowspo.compare import is_outcome
 from mallowspo.layout import REFERENCE
-from mallowspo.report.results import Results, rows_of
+from mallowspo.report.results import Results
 from mallowspo.report.style import Look, Panel, draw_panel, legend_below, legend_height
+from mallowspo.report.table import rows_of
 from mallowspo.report.words import metric_title, number
 
 

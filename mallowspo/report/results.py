@@ -11,6 +11,7 @@ from mallowspo.compare import Values, read_values
 from mallowspo.errors import InputError
 from mallowspo.files import read_json, read_jsonl, read_parquet
 from mallowspo.layout import REFERENCE, Layout
+from mallowspo.report.table import rows_of
 from mallowspo.report.words import interval, meaningful_decimals
 from mallowspo.settings import Experiment
 
@@ -93,11 +94,6 @@ class Results:
         found = list(dict.fromkeys(self.estimates["metric"]))
         benchmarks = sorted(metric for metric in found if "/" in metric)
         return [m for m in [*order[:3], *benchmarks, *order[3:]] if m in found]
-
-
-def rows_of(table: pd.DataFrame) -> list[Any]:
-    """Rows as named tuples."""
-    return list(table.itertuples())
 
 
 def read_results(view: Any, layout: Layout, settings_text: str) -> Results:

@@ -5,7 +5,8 @@ from typing import Any
 
 from mallowspo.compare import is_outcome
 from mallowspo.layout import REFERENCE
-from mallowspo.report.results import Results, rows_of
+from mallowspo.report.results import Results
+from mallowspo.report.table import rows_of
 from mallowspo.report.words import fixed, metric_title, number, p_value, plural
 
 #: Answers this many times as long (or short) as the reference's are pointed out: judges favour length.

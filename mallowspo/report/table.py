@@ -1,6 +1,7 @@
 """One table in its four forms: CSV with the numbers; Markdown, LaTeX and the page with what people read."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -25,6 +26,11 @@ def write_table(layout: Layout, table: Table) -> None:
     write_text(layout.tables / f"{table.name}.csv", csv(table.numbers))
     write_text(layout.tables / f"{table.name}.md", _markdown(table))
     write_text(layout.tables / f"{table.name}.tex", _latex(table))
+
+
+def rows_of(table: pd.DataFrame) -> list[Any]:
+    """Rows as named tuples."""
+    return list(table.itertuples())
 
 
 def _markdown(table: Table) -> str:

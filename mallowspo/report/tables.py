@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from mallowspo.compare import is_outcome
-from mallowspo.report.results import Results, rows_of
-from mallowspo.report.table import Table
+from mallowspo.report.results import Results
+from mallowspo.report.table import Table, rows_of
 from mallowspo.report.words import ABSENT, count, fixed, metric_title, number, p_value
 from mallowspo.settings import STAGE_READS
 

@@ -1,0 +1,203 @@
+"""What the numbers say, in sentences: each verdict follows from an interval and Holm's p, a null one as such."""
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from mallowspo.bandits.compare import MUST_BEAT, SAME_BETA, SAME_KL, causes, verdict
+from mallowspo.bandits.runs import SOURCES, Runs
+from mallowspo.bandits.settings import BanditStudy
+from mallowspo.bandits.tables import AGAINST, told
+from mallowspo.bandits.world import Floats
+from mallowspo.inference import paired_difference
+from mallowspo.methods import METHODS
+from mallowspo.report.table import rows_of
+from mallowspo.report.words import fixed, interval, plural
+
+Controls = dict[str, pd.DataFrame]
+Ratios = dict[int, dict[str, Floats]]
+
+
+def findings(
+    settings: BanditStudy, controls: Controls, methods: pd.DataFrame, bradley_terry: pd.DataFrame, ratios: Ratios
+) -> list[str]:
+    """The first answers the study's question."""
+    confidence = settings.confidence
+    told_causes = {stage: causes(table, confidence) for stage, table in controls.items()}
+    return [
+        _headline(told_causes["end"], settings),
+        *(
+            _cause(controls["end"], told_causes["end"], count, source, settings)
+            for count in settings.comparisons
+            for source in SOURCES
+        ),
+        _same_beta(controls["end"], settings),
+        _early(told_causes["early"], settings),
+        *(_without_dispersion(methods, count, confidence) for count in settings.comparisons),
+        *(_collapse(ratios[count], count, settings) for count in settings.comparisons),
+        _control_law(bradley_terry, settings),
+    ]
+
+
+def cautions(settings: BanditStudy, methods: pd.DataFrame) -> list[str]:
+    """What a reader must know before quoting a number."""
+    nowhere = methods[methods["difference"].isna()].groupby("label", sort=False).size()
+    never = [str(label) for label, times in nowhere.items() if times == len(settings.comparisons)]
+    found = [
+        "Reward counts places of the central ranking alike in every context. A policy that spreads its KL evenly over "
+        "the contexts gains most on it. The probability to beat the reference's arm hardly rewards order where people "
+        "do not agree: read both.",
+        "The number of arms and comparisons and phi = 0.05 are guesses of the paper's setting; learning rate, steps, "
+        "betas and the mix of dispersions are ours, and another mix gives other sizes of effect.",
+        "The contexts share no parameters, and reward is known: nothing here says that the entropies of a language "
+        "model measure dispersion. That is the study of estimates, not this one.",
+        "Oracle weights come from the true phi, which no experiment with people has.",
+        f"The unit is the seed (n = {settings.seeds}): each draws its own rankings and comparisons.",
+    ]
+    if never:
+        found.append(f"No KL in common with DPO within the list of betas, so not compared: {', '.join(never)}.")
+    return found
+
+
+def numbers(
+    settings: BanditStudy, runs: Runs, controls: Controls, methods: pd.DataFrame, ratios: Ratios
+) -> dict[str, float]:
+    """What the tracking store compares between runs."""
+    found: dict[str, float] = {}
+    for stage, table in controls.items():
+        for row in rows_of(table):
+            where = row.where.replace(" ", "_")
+            found[f"{stage}/{row.comparisons}/{row.weights}/minus_{row.control}/{row.outcome}_{where}"] = row.difference
+    for row in rows_of(methods):
+        found[f"methods/{row.comparisons}/{row.label}/reward_minus_dpo_same_KL"] = row.difference
+    for count, by_label in ratios.items():
+        for label in ("dpo", "mallows_theta", "mallows_phi"):
+            found[f"collapse/{count}/{label}"] = float(by_label[label].mean())
+    at = runs.values[(runs.values["law"] == "mallows") & (runs.values["stage"] == "end")]
+    means = at[at["beta"] == settings.same_beta].groupby(["comparisons", "label"], sort=False)[["reward", "kl"]].mean()
+    for count in settings.comparisons:
+        for label in ("dpo", "mallows_theta", "mallows_phi"):
+            for outcome in ("reward", "kl"):
+                found[f"same_beta/{count}/{label}/{outcome}"] = float(means[outcome][count, label])
+    return {name.replace(" ", "_"): value for name, value in found.items() if math.isfinite(value)}
+
+
+def _headline(told_causes: pd.DataFrame, settings: BanditStudy) -> str:
+    parts = []
+    for count in settings.comparisons:
+        rows = told_causes[(told_causes["comparisons"] == count) & (told_causes["where"] == SAME_KL)]
+        row = {str(row.outcome): row for row in rows_of(rows[rows["weights"] == "oracle"])}
+        reward, wins = row["reward"], row["win_rate"]
+        if reward.dispersion_is_the_cause:
+            said = "dispersion is the cause of more reward at the same KL"
+        else:
+            said = f"the dispersion is not shown to earn reward at the same KL (against DPO: {reward.dpo})"
+        agree = "also in" if wins.dispersion_is_the_cause else "but not in"
+        parts.append(f"with {count} comparisons a context {said}, {agree} the probability to win ({wins.dpo})")
+    text = "; ".join(parts)
+    return f"MallowsPO-theta with the true dispersion: {text}."
+
+
+def _cause(controls: pd.DataFrame, told_causes: pd.DataFrame, count: int, source: str, settings: BanditStudy) -> str:
+    """Reward against every control, the win rate against DPO, and what follows."""
+    keep = (controls["comparisons"] == count) & (controls["weights"] == source) & (controls["where"] == SAME_KL)
+    rows = {(row.outcome, row.control): row for row in rows_of(controls[keep])}
+    of_cell = told_causes[
+        (told_causes["comparisons"] == count)
+        & (told_causes["weights"] == source)
+        & (told_causes["where"] == SAME_KL)
+        & (told_causes["outcome"] == "reward")
+    ]
+    cell = of_cell.iloc[0]
+    result = "dispersion is the cause" if cell["dispersion_is_the_cause"] else _not_beaten(cell)
+    shown = "; ".join(
+        f"{AGAINST[control]} {told(row)} ({_said(verdict(row, settings.confidence))})"
+        for (outcome, control), row in rows.items()
+        if outcome == "reward"
+    )
+    wins = rows["win_rate", "dpo"]
+    return (
+        f"{count} comparisons, {source} weights, reward at the same KL, theta minus each: {shown}. Result: {result}. "
+        f"Probability to win, minus DPO's: {told(wins)} ({_said(verdict(wins, settings.confidence))})."
+    )
+
+
+def _not_beaten(cell: pd.Series) -> str:
+    names = [AGAINST[name] for name in MUST_BEAT if cell[name] != "higher"]
+    return f"theta is not clearly above {', '.join(names)}"
+
+
+def _said(told_verdict: str) -> str:
+    return {"higher": "clear", "lower": "clear, the other way", "unclear": "cannot tell"}[told_verdict]
+
+
+def _same_beta(controls: pd.DataFrame, settings: BanditStudy) -> str:
+    keep = (controls["where"] == SAME_BETA) & (controls["control"] == "dpo")
+    parts = [
+        f"{row.comparisons} comparisons, {row.weights} weights {told(row)} ({_said(verdict(row, settings.confidence))})"
+        for row in rows_of(controls[keep])
+    ]
+    return (
+        f"At the same mean effective beta ({settings.same_beta:g}; the weights have mean 1), where the KL differs too, "
+        f"reward minus DPO's: {'; '.join(parts)}."
+    )
+
+
+def _early(told_causes: pd.DataFrame, settings: BanditStudy) -> str:
+    rows = told_causes[(told_causes["where"] == SAME_KL)]
+    parts = [
+        f"{row.comparisons} comparisons, {row.weights} weights, {row.outcome.replace('_', ' ')}: "
+        f"{'yes' if row.dispersion_is_the_cause else 'no'}"
+        for row in rows_of(rows)
+    ]
+    return (
+        f"Stopped after {settings.training.early_steps} of {settings.training.steps} steps, is dispersion the cause of "
+        f"more at the same KL? {'; '.join(parts)}."
+    )
+
+
+def _without_dispersion(methods: pd.DataFrame, count: int, confidence: float) -> str:
+    part = methods[(methods["comparisons"] == count) & methods["difference"].notna()]
+    plain = [
+        row
+        for row in rows_of(part)
+        if row.label in METHODS and METHODS[row.label].weight == "constant" and _clear(row, confidence)
+    ]
+    theta = next(row for row in rows_of(part) if row.label == "mallows_theta")
+    if not plain:
+        return f"With {count} comparisons no method without a dispersion clearly beats DPO's reward at the same KL."
+    best = sorted(plain, key=lambda row: -row.difference)[:3]
+    listed = ", ".join(f"{row.label} {told(row)}" for row in best)
+    return (
+        f"With {count} comparisons {plural(len(plain), 'method')} without any dispersion earn clearly more reward "
+        f"than DPO at the same KL, the most (picked after the fact): {listed}; MallowsPO-theta {told(theta)}."
+    )
+
+
+def _clear(row: Any, confidence: float) -> bool:
+    return bool(row.p_holm < 1 - confidence and row.ci_low > 0)
+
+
+def _collapse(by_label: dict[str, Floats], count: int, settings: BanditStudy) -> str:
+    parts = [
+        f"{label} {fixed(float(by_label[label].mean()), 3)}" for label in ("dpo", "mallows_theta", "mallows_phi", "ipo")
+        if label in by_label
+    ]  # fmt: skip
+    found = paired_difference(by_label["mallows_theta"], by_label["dpo"], settings.confidence, settings.resamples)
+    change = interval(found.difference, found.low, found.high, 3, True)
+    return (
+        f"Reward collapse with {count} comparisons, spread of learned rewards in the most dispersed context over "
+        f"that in the least dispersed (1 is collapse): {', '.join(parts)}; theta minus DPO {change}."
+    )
+
+
+def _control_law(bradley_terry: pd.DataFrame, settings: BanditStudy) -> str:
+    parts = [
+        f"{row.label}, {row.comparisons} comparisons {told(row)}"
+        for row in rows_of(bradley_terry[bradley_terry["label"] != "dpo"])
+    ]
+    return (
+        "Where preferences are Bradley-Terry, so that DPO's model is right, reward minus DPO's at the same KL: "
+        f"{'; '.join(parts)}."
+    )
