@@ -58,33 +58,51 @@ def score_table(scorer: Scorer, tokenizer: Any, pairs: pd.DataFrame, tokens: Any
         last of the entropy given that token alone). Entropies are of the next-token law, sums in nats.
     """
     tokenized = tokenize_pairs(tokenizer, pairs, tokens)
-    prompts = _score_prompts(scorer, tokenizer, pairs, tokenized, tokens, 2 * pairs_per_batch)
-    table = pairs[["pair_id", "prompt_id"]].merge(prompts, on="prompt_id", how="left", validate="many_to_one")
-    sides = score_pairs(scorer, tokenized, pairs_per_batch, end=tokenizer.eos_token_id)
-    sides = sides.assign(**_bigram_columns(scorer, tokenizer, tokenized))
+    rows = _rows(tokenized)
+    # A prompt is scored along with the first response that follows it.
+    leading: dict[int, dict[str, Any]] = {}
+    for index in np.flatnonzero(~pairs["prompt_id"].duplicated()).tolist():
+        prompt, response = rows[index]
+        rows[index] = (prompt[:1], [*prompt[1:], *response])
+        leading[index] = {"prompt_id": pairs["prompt_id"].iloc[index]}
+    values: list[dict[str, Any]] = [{} for _ in rows]
+    for index, logp, entropy in score_tokens(scorer, rows, _batches(tokenized, pairs_per_batch), "scoring pairs"):
+        pair = tokenized[index % len(tokenized)]
+        start = len(pair.prompt) - 1 if index in leading else 0
+        response = pair.chosen if index < len(tokenized) else pair.rejected
+        values[index] = _response_values(response, logp[start:], entropy[start:], tokenizer.eos_token_id)
+        if index in leading:
+            header = header_length(tokenizer, pairs["messages"].iloc[index], tokens)
+            leading[index] |= _prompt_values(logp[:start], entropy[:start], header)
+    table = pairs[["pair_id", "prompt_id"]].merge(pd.DataFrame(leading.values()), on="prompt_id", how="left")
+    sides = _by_side(tokenized, values).assign(**_bigram_columns(scorer, tokenizer, tokenized))
     return table.drop(columns="prompt_id").merge(sides, on="pair_id", validate="one_to_one")
 
 
-def score_pairs(
-    scorer: Scorer, pairs: list[TokenizedPair], pairs_per_batch: int, end: int | None = None
-) -> pd.DataFrame:
-    """Score both sides of each pair.
+def score_pairs(scorer: Scorer, pairs: list[TokenizedPair], pairs_per_batch: int) -> pd.DataFrame:
+    """Log-probabilities alone: pair_id, and for each side _logp (sum, nats) and _tokens; in the order of `pairs`."""
+    rows = _rows(pairs)
+    values: list[dict[str, Any]] = [{} for _ in rows]
+    batches = _batches(pairs, pairs_per_batch)
+    for index, logp, _ in score_tokens(scorer, rows, batches, "scoring pairs", want_entropy=False):
+        values[index] = {"logp": float(logp.sum()), "tokens": len(logp)}
+    return _by_side(pairs, values)
 
-    Args:
-        end: id of the end-of-sequence token; with it, entropies are wanted too.
 
-    Returns:
-        pair_id and, for each side, _logp (sum, nats) and _tokens, and with `end` the entropies that `score_table`
-        lists; in the order of `pairs`.
-    """
-    rows = [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs]
-    # Pairs of similar length go together: less padding.
+def _rows(pairs: list[TokenizedPair]) -> list[Row]:
+    """All chosen rows, then all rejected rows."""
+    return [*((pair.prompt, pair.chosen) for pair in pairs), *((pair.prompt, pair.rejected) for pair in pairs)]
+
+
+def _batches(pairs: list[TokenizedPair], pairs_per_batch: int) -> list[list[int]]:
+    """Positions in `_rows`; pairs of similar length go together: less padding."""
     lengths = [len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in pairs]
     order = sorted(range(len(pairs)), key=lengths.__getitem__)
-    batches = [[*part, *(len(pairs) + index for index in part)] for part in in_parts(order, pairs_per_batch)]
-    values: list[dict[str, Any]] = [{} for _ in rows]
-    for index, logp, entropy in score_tokens(scorer, rows, batches, "scoring pairs", end is not None):
-        values[index] = _response_values(rows[index][1], logp, entropy, end)
+    return [[*part, *(len(pairs) + index for index in part)] for part in in_parts(order, pairs_per_batch)]
+
+
+def _by_side(pairs: list[TokenizedPair], values: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row a pair from the values of `_rows`."""
     sides = {"chosen_": values[: len(pairs)], "rejected_": values[len(pairs) :]}
     ids = pd.DataFrame({"pair_id": [pair.pair_id for pair in pairs]})
     return pd.concat([ids, *(pd.DataFrame(side).add_prefix(name) for name, side in sides.items())], axis="columns")
@@ -113,37 +131,16 @@ def score_tokens(
         yield from zip(batch, np.split(logp, ends), np.split(entropy, ends), strict=True)
 
 
-def _response_values(response: Sequence[int], logp: Array, entropy: Array, end: int | None) -> dict[str, Any]:
-    values: dict[str, Any] = {"logp": float(logp.sum()), "tokens": len(response)}
-    if end is not None:
-        ended = response[-1] == end
-        values |= {"entropy": float(entropy.sum()), "first_entropy": float(entropy[0]), "has_end": ended}
-        values["end_entropy"] = float(entropy[-1]) if ended else 0.0
-    return values
-
-
-def _score_prompts(
-    scorer: Scorer,
-    tokenizer: Any,
-    pairs: pd.DataFrame,
-    tokenized: list[TokenizedPair],
-    tokens: Any,
-    rows_per_batch: int,
-) -> pd.DataFrame:
-    """Each prompt once, under its prompt_id; a prompt of one token has no predicted token, and zeros."""
-    prompts = {prompt_id: pair.prompt for prompt_id, pair in zip(pairs["prompt_id"], tokenized, strict=True)}
-    headers = {
-        row["prompt_id"]: header_length(tokenizer, row["messages"], tokens)
-        for row in pairs.drop_duplicates("prompt_id").to_dict("records")
+def _response_values(response: Sequence[int], logp: Array, entropy: Array, end: int) -> dict[str, Any]:
+    ended = response[-1] == end
+    return {
+        "logp": float(logp.sum()),
+        "tokens": len(response),
+        "entropy": float(entropy.sum()),
+        "first_entropy": float(entropy[0]),
+        "end_entropy": float(entropy[-1]) if ended else 0.0,
+        "has_end": ended,
     }
-    ids = list(prompts)
-    rows = [(prompts[prompt_id][:1], prompts[prompt_id][1:]) for prompt_id in ids]
-    scored = [index for index in range(len(rows)) if rows[index][1]]
-    scored.sort(key=lambda index: len(rows[index][1]))
-    values = [_prompt_values(np.zeros(0), np.zeros(0), 0)] * len(rows)
-    for index, logp, entropy in score_tokens(scorer, rows, in_parts(scored, rows_per_batch), "scoring prompts"):
-        values[index] = _prompt_values(logp, entropy, headers[ids[index]])
-    return pd.DataFrame(values).assign(prompt_id=ids)
 
 
 def _prompt_values(logp: Array, entropy: Array, header: int) -> dict[str, Any]:
@@ -175,9 +172,7 @@ def _bigram_columns(scorer: Scorer, tokenizer: Any, pairs: list[TokenizedPair]) 
 
 def pair_batch(pairs: list[TokenizedPair]) -> Any:
     """All chosen rows, then all rejected rows, as one padded batch."""
-    chosen = [(pair.prompt, pair.chosen) for pair in pairs]
-    rejected = [(pair.prompt, pair.rejected) for pair in pairs]
-    return make_batch(chosen + rejected)
+    return make_batch(_rows(pairs))
 
 
 def look_up(table: pd.DataFrame, pair_ids: list[str], what: str) -> pd.DataFrame:
