@@ -142,12 +142,16 @@ _POLYNOMIALS = {"cubic": _cubic, "polynomial": _quintic}
 
 def _steep_sign(s: Tensor, rate: Tensor, steepness: float) -> Tensor:
     """-log(1/2 + tanh(steepness s) (1/2 - T(|s|))); the side s < 0 in logarithms, where 1/2 - 1/2 would cancel."""
-    size = s.abs()
+    # Not s.abs(), whose gradient at 0 is 0: a policy that equals its reference would never move.
+    size = torch.where(s > 0, s, -s)
     upset = kendall_log_upset(size, rate)
-    # (1 - tanh(x)) / 2 = sigmoid(-2x); log tanh(x) = log(1 - exp(-2x)) - log(1 + exp(-2x)), of which the size-0 limit
-    # is -inf: the floor keeps its gradient finite and changes nothing that float32 can hold.
-    tanh = torch.tanh(steepness * size).clamp_min(torch.finfo(s.dtype).tiny)
-    log_lower = torch.logaddexp(logsigmoid(-2 * steepness * size), torch.log(tanh) + upset)
+    near = steepness * size < 1
+    tanh = torch.tanh(steepness * torch.where(near, size, torch.zeros_like(size)))
+    log_near = torch.log((1 - tanh) / 2 + tanh * torch.exp(upset))
+    # (1 - tanh(x)) / 2 = sigmoid(-2x); log tanh(x) = log(1 - exp(-2x)) - log(1 + exp(-2x)).
+    far = steepness * torch.where(near, torch.ones_like(size), size)
+    log_far = torch.logaddexp(logsigmoid(-2 * far), torch.log(torch.tanh(far)) + upset)
+    log_lower = torch.where(near, log_near, log_far)
     return torch.where(s > 0, -torch.log1p(-torch.exp(log_lower)), -log_lower)
 
 
