@@ -174,6 +174,17 @@ class DispersionSettings(Section):
             raise ValueError("must be 'calibrated' or a number above 0")
         return value
 
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "DispersionSettings":
+        """A choice that the estimator does not read would be taken in silence."""
+        reads = {"prompt": ("header",), "bigram": (), "sampled": (), "votes": ()}
+        for name in ("first_token", "end_token", "header"):
+            if getattr(self, name) is not None and name not in reads.get(self.estimator, (name,)):
+                raise ValueError(f"estimator '{self.estimator}' does not read {name}; remove it")
+        if self.normaliser != "sequences" and self.estimator != "paper_sum":
+            raise ValueError(f"estimator '{self.estimator}' does not read normaliser; remove it")
+        return self
+
 
 class MethodSettings(Section):
     """One method to compare. The same method may appear under several labels with other values."""

@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from mallowspo import weights
-from mallowspo.dispersion import ESTIMATORS, Terms
+from mallowspo.dispersion import ESTIMATORS, Convention, Terms
 from mallowspo.errors import InputError
 from mallowspo.files import read_json, read_parquet, write_json
+from mallowspo.generation import sample_answers
 from mallowspo.models import load_model, load_tokenizer
 from mallowspo.pairs.tokens import tokenize_prompt
-from mallowspo.settings import DispersionSettings
+from mallowspo.sampled import answer_entropies
+from mallowspo.scoring import Scorer
+from mallowspo.settings import DispersionSettings, SamplingSettings
 from tests.made_up_results import rewrite
 from tests.made_up_run import prepare
 
@@ -49,8 +52,6 @@ def test_each_estimator_of_the_reference_table(prepared, estimator):
 
 
 def _terms(summary):
-    from mallowspo.dispersion import Convention
-
     return Terms(summary["vocabulary"], Convention(**summary["counts"]), summary.get("normaliser", "sequences"))
 
 
@@ -156,6 +157,22 @@ def test_an_older_table_is_told_apart(prepared):
         stage(prepared, estimator="prompt")
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"estimator": "bigram", "end_token": False}, "estimator 'bigram' does not read end_token"),
+        ({"estimator": "prompt", "first_token": False}, "estimator 'prompt' does not read first_token"),
+        ({"estimator": "votes", "header": True}, "estimator 'votes' does not read header"),
+        ({"normaliser": "vocabulary"}, "estimator 'entropy' does not read normaliser"),
+        ({"constant": 0}, "'calibrated' or a number above 0"),
+    ],
+)
+def test_a_choice_that_would_be_ignored_is_refused(settings, says):
+    with pytest.raises(ValueError, match=says):
+        DispersionSettings.model_validate(settings)
+    assert DispersionSettings(estimator="prompt", header=True).header
+
+
 def test_a_padded_vocabulary_is_reported(prepared):
     layout = prepared[1]
     assert "tokenizer_vocabulary" not in stage(prepared)[1]
@@ -198,11 +215,6 @@ def test_sampled_answers_of_the_reference(prepared):
 
 
 def test_answer_entropies_are_those_of_the_sampled_tokens(prepared):
-    from mallowspo.generation import sample_answers
-    from mallowspo.sampled import answer_entropies
-    from mallowspo.scoring import Scorer
-    from mallowspo.settings import SamplingSettings
-
     experiment, layout, model_folder = prepared
     tokens = experiment.stage_view("dispersion").tokens
     tokenizer, model = load_tokenizer(model_folder), load_model(model_folder)
