@@ -138,13 +138,28 @@ def _methods(results: Results) -> list[dict[str, str]]:
                 "method": settings.method,
                 "beta": f"{settings.beta:g}",
                 "options": options or "–",
-                "weight": method.weight,
-                "margin": f"{method.margin} over tokens",
+                "weight": _weight(method.weight, settings.control),
+                "margin": f"{_MARGINS[method.margin]}, {settings.options.get('length', 'sum')} over tokens",
                 "formula": method.formula,
                 "source": method.source,
             }
         )
     return rows
+
+
+#: What a row's margin is called on the page.
+_MARGINS = {
+    "log_ratio": "log-ratio",
+    "log_probability": "log-probability",
+    "mixed": "log-ratio, share of the reference",
+    "log_odds": "log-odds",
+}
+
+
+def _weight(weight: str, control: str) -> str:
+    if control == "none":
+        return weight
+    return f"{weight}, outside the link" if control == "outside" else f"{weight}, {control.replace('_', '-')} (control)"
 
 
 def _told(value: float | str) -> str:

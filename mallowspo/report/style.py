@@ -67,7 +67,11 @@ class Look:
     def __init__(self, methods: Sequence[str]) -> None:
         self.colour = {method: PALETTE[i % len(PALETTE)] for i, method in enumerate(methods)}
         self.colour[REFERENCE] = REFERENCE_COLOUR
-        self.marker = {method: MARKERS[i % len(MARKERS)] for i, method in enumerate(methods)}
+        # One marker further in each round of the palette: more methods than colours still differ in one of the two.
+        rounds = [(i, i // len(PALETTE)) for i in range(len(methods))]
+        self.marker = {
+            method: MARKERS[(i + turn) % len(MARKERS)] for method, (i, turn) in zip(methods, rounds, strict=True)
+        }
         self.marker[REFERENCE] = "o"
 
 
