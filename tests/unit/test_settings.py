@@ -123,7 +123,7 @@ def test_a_stage_sees_only_what_it_declares(tmp_path):
         ("generation.temperature", 0.7, {"generate"}),
         ("dispersion.entropy_floor", 0.01, {"dispersion"}),
         ("evaluation.comparison.resamples", 500, {"compare", "report"}),
-        ("tokens.max_response", 8, {"sample", "pairs", "reference", "train", "generate", "score"}),
+        ("tokens.max_response", 8, {"sample", "pairs", "reference", "dispersion", "train", "generate", "score"}),
         ("compute.threads", 2, set()),
         ("report.examples", 1, {"report"}),
     ],
