@@ -14,6 +14,7 @@ from mallowspo.bandits.runs import CONTROLS, SOURCES, Runs, Variant
 from mallowspo.bandits.settings import BanditStudy
 from mallowspo.bandits.world import Floats
 from mallowspo.inference import holm, paired_difference
+from mallowspo.methods import METHODS
 from mallowspo.report.table import rows_of
 
 #: Outcomes of the controls: name in the table -> (what is compared, where).
@@ -151,13 +152,35 @@ def causes(controls: pd.DataFrame, confidence: float) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def strongest_without(runs: Runs, settings: BanditStudy, methods: pd.DataFrame, comparisons: int) -> dict[str, Any]:
+    """MallowsPO-theta against the method without a dispersion that earns most reward at DPO's KL, picked after the "
+    "fact."""
+    rows = methods[(methods["comparisons"] == comparisons) & methods["difference"].notna()]
+    plain = rows[[METHODS[label].weight == "constant" if label in METHODS else False for label in rows["label"]]]
+    best = str(plain.sort_values("difference")["label"].iloc[-1])
+    return difference_row(Frontiers(runs, settings, "mallows", comparisons), "mallows_theta", best, "reward", SAME_KL)
+
+
+def order(runs: Runs, law: str, comparisons: int) -> dict[str, Floats]:
+    """label -> (S,): rank correlation over contexts of the spread of learned rewards with -log phi; 1 without "
+    "collapse."""
+    wide = _spreads_by_phi(runs, law, comparisons)
+    ranks = wide.rank(axis=1)
+    agreement = ranks.apply(lambda row: np.corrcoef(row, -np.arange(wide.shape[1]))[0, 1], axis=1)
+    return {str(label): agreement[label].to_numpy() for label in wide.index.unique("label")}
+
+
+def _spreads_by_phi(runs: Runs, law: str, comparisons: int) -> pd.DataFrame:
+    spreads = runs.spreads
+    part = spreads[(spreads["law"] == law) & (spreads["comparisons"] == comparisons)]
+    return part.pivot_table(index=["label", "seed"], columns="phi", values="value", sort=True)
+
+
 def collapse(runs: Runs, law: str, comparisons: int) -> dict[str, Floats]:
     """label -> (S,): spread of learned rewards in the most dispersed context over that in the least dispersed.
 
     1: the same rewards however much people agree (collapse); 0: none where they do not agree.
     """
-    spreads = runs.spreads
-    part = spreads[(spreads["law"] == law) & (spreads["comparisons"] == comparisons)]
-    wide = part.pivot_table(index=["label", "seed"], columns="phi", values="value", sort=True)
+    wide = _spreads_by_phi(runs, law, comparisons)
     ratio = wide[wide.columns.max()] / wide[wide.columns.min()]
-    return {str(label): ratio[label].to_numpy() for label in dict.fromkeys(part["label"])}
+    return {str(label): ratio[label].to_numpy() for label in wide.index.unique("label")}

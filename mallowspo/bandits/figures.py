@@ -5,6 +5,7 @@ import math
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from mallowspo.bandits.compare import SAME_KL
@@ -47,7 +48,7 @@ def frontier(runs: Runs, settings: BanditStudy, layout: Layout, outcome: str, co
             axes.plot(
                 rows["kl"], rows[outcome], dashed, marker=look.marker[label], color=colour, markersize=4.5, lw=1.3
             )
-            axes.vlines(rows["kl"], rows[f"{outcome}_low"], rows[f"{outcome}_high"], color=colour, lw=1)
+            axes.vlines(rows["kl"], rows[f"{outcome}_low"], rows[f"{outcome}_high"], color=colour, lw=1, alpha=0.4)
         axes.set_xlabel("KL to the reference (nats)")
         axes.set_ylabel(AXIS_TITLES[outcome])
         axes.set_title(f"{comparisons} comparisons a context")
@@ -122,8 +123,9 @@ def controls(table: pd.DataFrame, layout: Layout, outcome: str, comparisons: int
             _whisker(axes, row, height, colour, marker)
             names.append(AGAINST[str(row.control)])
         _rows(axes, names)
-        axes.set_xlabel(f"theta minus control, {OUTCOME_TITLES[outcome, SAME_KL].split(',')[0].lower()} at the same KL")
-        axes.set_title(f"{comparisons} comparisons a context")
+        axes.set_xlabel("theta minus control")
+        axes.set_title(f"{OUTCOME_TITLES[outcome, SAME_KL]}, {comparisons} comparisons")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         handles = [
             Line2D([], [], linestyle="none", marker=marker, color=colour, label=f"{source} weights")
             for source, marker, colour in (("oracle", "o", PALETTE[0]), ("estimated", "s", PALETTE[1]))
@@ -209,7 +211,7 @@ def _value(data: pd.DataFrame, label: str, phi: float) -> float:
 def _whisker(axes: Axes, row: object, height: int, colour: str, marker: str) -> None:
     difference, low, high = (float(getattr(row, name)) for name in ("difference", "ci_low", "ci_high"))
     if math.isnan(difference):
-        axes.text(0, height, "  no KL in common", va="center", fontsize=7, color="#666666")
+        axes.text(0, height, "  no KL that both reach", va="center", fontsize=7, color="#666666")
         return
     axes.hlines(height, low, high, color=colour, lw=1.8, zorder=3)
     axes.plot(difference, height, marker, color=colour, markersize=5, zorder=4)

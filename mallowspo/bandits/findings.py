@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from mallowspo.bandits.compare import MUST_BEAT, SAME_BETA, SAME_KL, causes, verdict
-from mallowspo.bandits.runs import SOURCES, Runs
+from mallowspo.bandits.compare import SAME_BETA, SAME_KL, causes, order, strongest_without, verdict
+from mallowspo.bandits.runs import CONTROLS, SOURCES, Runs
 from mallowspo.bandits.settings import BanditStudy
 from mallowspo.bandits.tables import AGAINST, told
 from mallowspo.bandits.world import Floats
@@ -20,13 +20,20 @@ Ratios = dict[int, dict[str, Floats]]
 
 
 def findings(
-    settings: BanditStudy, controls: Controls, methods: pd.DataFrame, bradley_terry: pd.DataFrame, ratios: Ratios
+    settings: BanditStudy,
+    runs: Runs,
+    controls: Controls,
+    methods: pd.DataFrame,
+    bradley_terry: pd.DataFrame,
+    ratios: Ratios,
 ) -> list[str]:
     """The first answers the study's question."""
     confidence = settings.confidence
+    strongest = {count: strongest_without(runs, settings, methods, count) for count in settings.comparisons}
+    orders = {count: order(runs, "mallows", count) for count in settings.comparisons}
     told_causes = {stage: causes(table, confidence) for stage, table in controls.items()}
     return [
-        _headline(told_causes["end"], settings),
+        _headline(controls["end"], told_causes["end"], settings),
         *(
             _cause(controls["end"], told_causes["end"], count, source, settings)
             for count in settings.comparisons
@@ -34,8 +41,8 @@ def findings(
         ),
         _same_beta(controls["end"], settings),
         _early(told_causes["early"], settings),
-        *(_without_dispersion(methods, count, confidence) for count in settings.comparisons),
-        *(_collapse(ratios[count], count, settings) for count in settings.comparisons),
+        *(_without_dispersion(methods, strongest[count], count, confidence) for count in settings.comparisons),
+        *(_collapse(ratios[count], orders[count], count, settings) for count in settings.comparisons),
         _control_law(bradley_terry, settings),
     ]
 
@@ -72,8 +79,10 @@ def numbers(
     for row in rows_of(methods):
         found[f"methods/{row.comparisons}/{row.label}/reward_minus_dpo_same_KL"] = row.difference
     for count, by_label in ratios.items():
+        orders = order(runs, "mallows", count)
         for label in ("dpo", "mallows_theta", "mallows_phi"):
-            found[f"collapse/{count}/{label}"] = float(by_label[label].mean())
+            found[f"collapse/{count}/{label}/ratio"] = float(by_label[label].mean())
+            found[f"collapse/{count}/{label}/rank_correlation"] = float(orders[label].mean())
     at = runs.values[(runs.values["law"] == "mallows") & (runs.values["stage"] == "end")]
     means = at[at["beta"] == settings.same_beta].groupby(["comparisons", "label"], sort=False)[["reward", "kl"]].mean()
     for count in settings.comparisons:
@@ -83,49 +92,50 @@ def numbers(
     return {name.replace(" ", "_"): value for name, value in found.items() if math.isfinite(value)}
 
 
-def _headline(told_causes: pd.DataFrame, settings: BanditStudy) -> str:
-    parts = []
+def _headline(controls: pd.DataFrame, told_causes: pd.DataFrame, settings: BanditStudy) -> str:
+    rewards, wins = [], []
     for count in settings.comparisons:
-        rows = told_causes[(told_causes["comparisons"] == count) & (told_causes["where"] == SAME_KL)]
-        row = {str(row.outcome): row for row in rows_of(rows[rows["weights"] == "oracle"])}
-        reward, wins = row["reward"], row["win_rate"]
-        if reward.dispersion_is_the_cause:
-            said = "dispersion is the cause of more reward at the same KL"
+        rows = _cell_rows(controls, count, "oracle")
+        reward, win = rows["reward", "dpo"], rows["win_rate", "dpo"]
+        if _cell(told_causes, count, "oracle", "reward").dispersion_is_the_cause:
+            said = "and clearly above the same weights shuffled or inverted: there dispersion is the cause"
         else:
-            said = f"the dispersion is not shown to earn reward at the same KL (against DPO: {reward.dpo})"
-        agree = "also in" if wins.dispersion_is_the_cause else "but not in"
-        parts.append(f"with {count} comparisons a context {said}, {agree} the probability to win ({wins.dpo})")
-    text = "; ".join(parts)
-    return f"MallowsPO-theta with the true dispersion: {text}."
+            said = f"{_said(verdict(reward, settings.confidence))}: not shown to be the cause"
+        rewards.append(f"{told(reward)} with {count} comparisons a context, {said}")
+        wins.append(f"{told(win)} with {count} ({_said(verdict(win, settings.confidence))})")
+    return (
+        "MallowsPO-theta with the true dispersion as weight, reward minus DPO's at the same KL: "
+        f"{'; '.join(rewards)}. In the probability to beat the reference's arm: {'; '.join(wins)}."
+    )
 
 
 def _cause(controls: pd.DataFrame, told_causes: pd.DataFrame, count: int, source: str, settings: BanditStudy) -> str:
     """Reward against every control, the win rate against DPO, and what follows."""
-    keep = (controls["comparisons"] == count) & (controls["weights"] == source) & (controls["where"] == SAME_KL)
-    rows = {(row.outcome, row.control): row for row in rows_of(controls[keep])}
-    of_cell = told_causes[
-        (told_causes["comparisons"] == count)
-        & (told_causes["weights"] == source)
-        & (told_causes["where"] == SAME_KL)
-        & (told_causes["outcome"] == "reward")
-    ]
-    cell = of_cell.iloc[0]
-    result = "dispersion is the cause" if cell["dispersion_is_the_cause"] else _not_beaten(cell)
-    shown = "; ".join(
-        f"{AGAINST[control]} {told(row)} ({_said(verdict(row, settings.confidence))})"
-        for (outcome, control), row in rows.items()
-        if outcome == "reward"
-    )
-    wins = rows["win_rate", "dpo"]
+    rows = _cell_rows(controls, count, source)
+    reward, wins = rows["reward", "dpo"], rows["win_rate", "dpo"]
+    cell = _cell(told_causes, count, source, "reward")
+    groups = {
+        words: [AGAINST[name] for name in CONTROLS if getattr(cell, name) == answer]
+        for answer, words in (("higher", "clearly above"), ("unclear", "cannot tell from"), ("lower", "clearly below"))
+    }
+    against = "; ".join(f"{words} {', '.join(names)}" for words, names in groups.items() if names)
+    result = "dispersion is the cause" if cell.dispersion_is_the_cause else "dispersion is not shown to be the cause"
     return (
-        f"{count} comparisons, {source} weights, reward at the same KL, theta minus each: {shown}. Result: {result}. "
-        f"Probability to win, minus DPO's: {told(wins)} ({_said(verdict(wins, settings.confidence))})."
+        f"{count} comparisons, {source} weights, at the same KL: reward minus DPO's {told(reward)} "
+        f"({_said(verdict(reward, settings.confidence))}); theta with controlled weights: {against}. So {result}. "
+        f"Probability to win minus DPO's {told(wins)} ({_said(verdict(wins, settings.confidence))})."
     )
 
 
-def _not_beaten(cell: pd.Series) -> str:
-    names = [AGAINST[name] for name in MUST_BEAT if cell[name] != "higher"]
-    return f"theta is not clearly above {', '.join(names)}"
+def _cell_rows(controls: pd.DataFrame, count: int, source: str) -> dict[tuple[str, str], Any]:
+    keep = (controls["comparisons"] == count) & (controls["weights"] == source) & (controls["where"] == SAME_KL)
+    return {(row.outcome, row.control): row for row in rows_of(controls[keep])}
+
+
+def _cell(told_causes: pd.DataFrame, count: int, source: str, outcome: str) -> Any:
+    keep = (told_causes["comparisons"] == count) & (told_causes["weights"] == source)
+    keep &= (told_causes["where"] == SAME_KL) & (told_causes["outcome"] == outcome)
+    return rows_of(told_causes[keep])[0]
 
 
 def _said(told_verdict: str) -> str:
@@ -145,33 +155,29 @@ def _same_beta(controls: pd.DataFrame, settings: BanditStudy) -> str:
 
 
 def _early(told_causes: pd.DataFrame, settings: BanditStudy) -> str:
-    rows = told_causes[(told_causes["where"] == SAME_KL)]
-    parts = [
-        f"{row.comparisons} comparisons, {row.weights} weights, {row.outcome.replace('_', ' ')}: "
-        f"{'yes' if row.dispersion_is_the_cause else 'no'}"
-        for row in rows_of(rows)
-    ]
+    groups: dict[bool, list[str]] = {True: [], False: []}
+    for row in rows_of(told_causes[told_causes["where"] == SAME_KL]):
+        outcome = row.outcome.replace("_", " ")
+        groups[row.dispersion_is_the_cause].append(f"{outcome} with {row.comparisons} and {row.weights} weights")
     return (
-        f"Stopped after {settings.training.early_steps} of {settings.training.steps} steps, is dispersion the cause of "
-        f"more at the same KL? {'; '.join(parts)}."
+        f"Stopped after {settings.training.early_steps} of {settings.training.steps} steps, dispersion is the cause of "
+        f"more at the same KL in {', '.join(groups[True]) or 'no case'}; not shown in "
+        f"{', '.join(groups[False]) or 'no case'}."
     )
 
 
-def _without_dispersion(methods: pd.DataFrame, count: int, confidence: float) -> str:
+def _without_dispersion(methods: pd.DataFrame, strongest: dict[str, Any], count: int, confidence: float) -> str:
     part = methods[(methods["comparisons"] == count) & methods["difference"].notna()]
     plain = [
-        row
+        row.label
         for row in rows_of(part)
         if row.label in METHODS and METHODS[row.label].weight == "constant" and _clear(row, confidence)
     ]
-    theta = next(row for row in rows_of(part) if row.label == "mallows_theta")
-    if not plain:
-        return f"With {count} comparisons no method without a dispersion clearly beats DPO's reward at the same KL."
-    best = sorted(plain, key=lambda row: -row.difference)[:3]
-    listed = ", ".join(f"{row.label} {told(row)}" for row in best)
+    theta = pd.Series(strongest)
     return (
-        f"With {count} comparisons {plural(len(plain), 'method')} without any dispersion earn clearly more reward "
-        f"than DPO at the same KL, the most (picked after the fact): {listed}; MallowsPO-theta {told(theta)}."
+        f"Without any dispersion, {count} comparisons: {plural(len(plain), 'method')} clearly above DPO's reward at "
+        f"the same KL ({', '.join(plain) or 'none'}). MallowsPO-theta minus what earns most without, {theta['against']} "
+        f"(picked after the fact, no correction): {told(theta)}."
     )
 
 
@@ -179,16 +185,16 @@ def _clear(row: Any, confidence: float) -> bool:
     return bool(row.p_holm < 1 - confidence and row.ci_low > 0)
 
 
-def _collapse(by_label: dict[str, Floats], count: int, settings: BanditStudy) -> str:
-    parts = [
-        f"{label} {fixed(float(by_label[label].mean()), 3)}" for label in ("dpo", "mallows_theta", "mallows_phi", "ipo")
-        if label in by_label
-    ]  # fmt: skip
+def _collapse(by_label: dict[str, Floats], orders: dict[str, Floats], count: int, settings: BanditStudy) -> str:
+    names = [label for label in ("dpo", "mallows_theta", "mallows_phi", "ipo") if label in by_label]
+    ratios = ", ".join(f"{label} {fixed(float(by_label[label].mean()), 3)}" for label in names)
+    ranks = ", ".join(f"{label} {fixed(float(orders[label].mean()), 2)}" for label in names)
     found = paired_difference(by_label["mallows_theta"], by_label["dpo"], settings.confidence, settings.resamples)
     change = interval(found.difference, found.low, found.high, 3, True)
     return (
-        f"Reward collapse with {count} comparisons, spread of learned rewards in the most dispersed context over "
-        f"that in the least dispersed (1 is collapse): {', '.join(parts)}; theta minus DPO {change}."
+        f"Reward collapse, {count} comparisons: spread of learned rewards in the most dispersed context over that in "
+        f"the least dispersed (1 is collapse) {ratios}; theta minus DPO {change}. Rank correlation of spread and "
+        f"agreement over all contexts (1 is no collapse): {ranks}."
     )
 
 

@@ -6,13 +6,12 @@ import numpy as np
 import pandas as pd
 
 from mallowspo.bandits import figures, tables
-from mallowspo.bandits.compare import SAME_KL, causes, collapse, controls_table, methods_table
+from mallowspo.bandits.compare import collapse, controls_table, methods_table
 from mallowspo.bandits.findings import cautions, findings, numbers
 from mallowspo.bandits.runs import Runs, run_all
 from mallowspo.bandits.settings import BanditStudy
 from mallowspo.files import write_parquet
 from mallowspo.layout import Layout
-from mallowspo.report.table import rows_of
 from mallowspo.report.words import plural
 from mallowspo.studies.result import Section, StudyResult
 
@@ -35,7 +34,7 @@ def run(settings: BanditStudy, layout: Layout, model_folder: Path | None) -> Stu
         _bradley_terry(settings, bradley_terry, runs),
     ]
     return StudyResult(
-        findings(settings, controls, methods, bradley_terry, ratios),
+        findings(settings, runs, controls, methods, bradley_terry, ratios),
         cautions(settings, methods),
         sections,
         numbers(settings, runs, controls, methods, ratios),
@@ -76,22 +75,11 @@ def _cause(settings: BanditStudy, controls: pd.DataFrame, layout: Layout) -> Sec
             "the first four: a control that changes nothing but which context has which weight must lose.",
             "At the same KL: each seed's frontier over beta, interpolated and averaged over the KLs of "
             f"{_listed(settings.kl_targets)} nats that both reach in every seed. Nothing is extrapolated.",
-            _answers(causes(controls, settings.confidence)),
         ],
         panels,
         _tested(settings, len(controls)),
         tables.controls_view("controls", controls),
     )
-
-
-def _answers(told_causes: pd.DataFrame) -> str:
-    """Yes or not shown, for every outcome, number of comparisons and source of weights."""
-    parts = [
-        f"{row.outcome.replace('_', ' ')}, {row.comparisons} comparisons, {row.weights} weights: "
-        f"{'yes' if row.dispersion_is_the_cause else 'not shown'}"
-        for row in rows_of(told_causes[told_causes["where"] == SAME_KL])
-    ]
-    return f"Is it the cause? {'; '.join(parts)}."
 
 
 def _frontiers(settings: BanditStudy, runs: Runs, layout: Layout) -> list[Section]:
@@ -123,7 +111,7 @@ def _collapse(settings: BanditStudy, runs: Runs, layout: Layout) -> Section:
         "Reward collapse",
         [
             "The learned reward of an arm is beta log(policy / reference). Collapse: its spread over the arms is the "
-            "same however much people agree. Without collapse it falls as phi grows.",
+            "same however much people agree. Without collapse it falls as phi grows, context by context.",
         ],
         [figures.collapse(runs, settings, layout, count) for count in settings.comparisons],
         f"n = {settings.seeds} seeds; bands: t-intervals over seeds. No test here.",
@@ -168,8 +156,8 @@ def _bradley_terry(settings: BanditStudy, methods: pd.DataFrame, runs: Runs) -> 
     return Section(
         "Control: Bradley-Terry preferences",
         [
-            "The same draws under the law that DPO assumes, a place of the ranking being worth -2 log phi (with "
-            "exponent 2), so that neighbours are as clearly apart as under Mallows.",
+            "The same draws under the law that DPO assumes. A place of the ranking is worth "
+            f"-{settings.exponent} log phi, so that neighbours are as clearly apart as under Mallows.",
         ],
         [],
         _tested(settings, len(methods)),

@@ -11,13 +11,18 @@ from mallowspo.bandits.world import Floats
 from mallowspo.inference import estimate
 from mallowspo.methods import METHODS
 from mallowspo.report.table import Table, rows_of
-from mallowspo.report.words import ABSENT, interval, number, p_value
+from mallowspo.report.words import ABSENT, interval, p_value
 
 DECIMALS = 3
 OUTCOME_TITLES = {
     ("reward", SAME_KL): "Reward, same KL",
     ("win_rate", SAME_KL): "Win rate, same KL",
     ("reward", "same beta"): "Reward, same beta",
+}
+HOLM_TITLES = {
+    ("reward", SAME_KL): "reward",
+    ("win_rate", SAME_KL): "win rate",
+    ("reward", "same beta"): "same beta",
 }
 AGAINST = {
     "dpo": "DPO (weight 1)",
@@ -83,7 +88,7 @@ def controls_view(name: str, controls: pd.DataFrame) -> Table:
         found = {(row.outcome, row.where): row for row in rows_of(part)}
         for outcome in CONTROL_OUTCOMES:
             cells[OUTCOME_TITLES[outcome]] = told(found[outcome])
-            cells[f"Holm p ({OUTCOME_TITLES[outcome].lower()})"] = p_value(found[outcome].p_holm)
+            cells[f"Holm p, {HOLM_TITLES[outcome]}"] = p_value(found[outcome].p_holm)
         rows.append(cells)
     shown = pd.DataFrame(rows)
     return Table(name, controls, shown, ("Weights", "theta minus"))
@@ -134,4 +139,4 @@ def same_policies(runs: Runs, law: str) -> dict[str, str]:
 
 
 def _listed(values: list[Any]) -> str:
-    return ", ".join(number(value) if value != int(value) else f"{value:g}" for value in values)
+    return ", ".join(f"{value:g}" for value in values)
