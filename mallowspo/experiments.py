@@ -7,9 +7,10 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mallowspo.errors import InputError
-from mallowspo.settings import Experiment, Workflow, nearest
+from mallowspo.settings import Experiment, nearest
 from mallowspo.studies.kinds import KINDS, settings_class
 from mallowspo.studies.settings import Study
+from mallowspo.workflow_settings import Workflow
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
