@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, field_validator
 
-from mallowspo.errors import InputError
 from mallowspo.files import digest, sha256_file
 from mallowspo.settings import ModelSettings, Section, TokenSettings
 from mallowspo.studies.settings import Study
@@ -116,12 +115,15 @@ class DispersionStudy(Study):
     statistics: StatisticsSettings = StatisticsSettings()
 
     def input_files(self) -> list[str]:
-        """Files of votes that are there.
-
-        Raises:
-            InputError: a file that is named without a variable is missing.
-        """
+        """Files of votes that are there, and those that must be: named without a variable."""
         return [str(place) for place in map(find, self.people.files) if isinstance(place, Path)]
+
+    def warnings(self) -> list[str]:
+        """What is left out, and how it would be run."""
+        return [
+            f"people.files: {source} is not run: {reason}; set {variable(source)} to the folder that holds it"
+            for source, reason in self.left_out().items()
+        ]
 
     def left_out(self) -> dict[str, str]:
         """Sources of votes that are not there, with the reason."""
@@ -140,7 +142,7 @@ class DispersionStudy(Study):
 
     def _votes(self) -> list[tuple[str, str | None]]:
         places = [find(source) for source in self.people.files]
-        return [(str(place), sha256_file(place) if isinstance(place, Path) else None) for place in places]
+        return [(str(place), sha256_file(place) if Path(place).is_file() else None) for place in places]
 
 
 def variable(source: str) -> str:
@@ -151,8 +153,7 @@ def variable(source: str) -> str:
 def find(source: str) -> Path | str:
     """The file behind `path:FILE`, or in words why a file below a variable is not there.
 
-    Raises:
-        InputError: a file that is named without a variable is missing.
+    A file that is named without a variable is given whether it is there or not: it is no choice, and must be.
     """
     place = source.removeprefix("path:")
     names = _VARIABLE.findall(place)
@@ -160,8 +161,6 @@ def find(source: str) -> Path | str:
     if unset:
         return f"the environment variable {unset[0]} is not set"
     path = Path(_VARIABLE.sub(lambda match: os.environ[match[1]], place))
-    if path.is_file():
-        return path
-    if names:
+    if names and not path.is_file():
         return f"{names[0]} is set, but holds no file {path.name}"
-    raise InputError(f"people.files: {place}: no such file (relative paths start at {Path.cwd()}); mend the path")
+    return path

@@ -61,11 +61,16 @@ def run(settings: DispersionStudy, layout: Layout, model_folder: Path | None) ->
 
 def score_votes(settings: DispersionStudy, model_folder: Path | None) -> Scored:
     """Part (c) for each file that is there; those that are not are told on the terminal."""
-    for source, reason in settings.left_out().items():
-        logger.warning("people.files: %s was not run: %s", source, reason)
+    for warning in settings.warnings():
+        logger.warning(warning)
     files = [place for place in map(find, settings.people.files) if isinstance(place, Path)]
     if not files:
         return []
+    for path in files:
+        if not path.is_file():
+            raise InputError(
+                f"people.files: {path}: no such file (relative paths start at {Path.cwd()}); mend the path"
+            )
     names = [words.slug(path.name.split(".")[0]) for path in files]
     if len(set(names)) < len(names):
         raise InputError(f"people.files: two files share a name ({', '.join(names)}); rename one")
@@ -107,9 +112,9 @@ def _ranking_section(
         panels=figures.rankings(layout, chosen, table, summary, settings.statistics.confidence),
         caption=f"{plural(settings.seeds, 'prompt')} for each of {len(chosen.phis)} values of φ and each cell. The "
         "law itself has no chance in it. How many annotators: bands are "
-        f"{percent} intervals from {settings.statistics.resamples:,} resamples of prompts. Estimates: mean, and the "
-        f"range of {percent} of the prompts; calibrated, the entropy forms are scaled so that their mean is the true "
-        "one. Dotted: equal. No test.",
+        f"{percent} intervals from {settings.statistics.resamples:,} resamples of prompts. Estimates (at most "
+        f"{chosen.cap:g}): mean, and the range of {percent} of the prompts; calibrated, the entropy forms are scaled so "
+        "that their mean is the true one. Dotted: equal. No test.",
         table=words.ranking_table(summary, exact),
     )
 
@@ -155,6 +160,8 @@ def _people_section(
         f"template {chosen.tokens.template}. Where a row is ChaosNLI's alpha-NLI, the prompt is worded "
         f"“{chosen.wording}”. Chosen is the answer with more votes"
         + (f" (the first in {plural(votes.ties, 'tie')})." if votes.ties else "."),
+        "Estimator sampled is left out: it would need answers of the model to each prompt. The two rows of the model's "
+        "own choice are no estimators of dispersion; they ask it the voters' question.",
         "What this says of the claim that entropy measures people's disagreement. "
         + words.implication(votes, found, 1 - statistics.confidence),
         *words.people_sentences(votes, found, chosen.effect, statistics.confidence),

@@ -255,7 +255,10 @@ def _listed(names: list[str]) -> str:
 
 
 def _names(names: list[str], found: dict[str, RankCorrelation]) -> str:
-    return f" ({'; '.join(f'{name}, ρ = {_two(found[name].rho)}' for name in names)})" if names else ""
+    def told(name: str) -> str:
+        return f"{name}: ρ = {_two(found[name].rho)}, given length {_two(found[name].partial)}"
+
+    return f" ({'; '.join(map(told, names))})" if names else ""
 
 
 def people_table(votes: Votes, found: dict[str, RankCorrelation]) -> Table:

@@ -37,6 +37,10 @@ class Study(Section):
             raise ValueError(f"a study of kind {self.kind} has no stage '{stage}'")
         return SimpleNamespace(model=SimpleNamespace(source=self.model.source, sha256=self.model.sha256))
 
+    def warnings(self) -> list[str]:
+        """What the terminal says before the study runs, such as a part of it that cannot be run here."""
+        return []
+
     def input_files(self) -> list[str]:
         """Local files that the study reads; the workflow runs it again when one of them changes."""
         return []

@@ -23,6 +23,7 @@ from mallowspo.dispersion_study.association import (
 from mallowspo.dispersion_study.chain import Answers, Chain
 from mallowspo.dispersion_study.estimators import binary_entropy, choice_entropy, indices
 from mallowspo.dispersion_study.settings import ChainSettings, RankingSettings, StatisticsSettings, find
+from mallowspo.dispersion_study.study import score_votes
 from mallowspo.errors import InputError
 from mallowspo.experiments import dump_settings, load_experiment
 from mallowspo.layout import Layout
@@ -339,8 +340,11 @@ def test_where_a_file_of_votes_is_looked_for(tmp_path, monkeypatch):
     assert find(source) == "VOTES_FOLDER is set, but holds no file votes.jsonl"
     path = write_rows(tmp_path / "votes.jsonl", [plain_row()])
     assert find(source) == path
+    # Named without a variable it must be there: the workflow asks for it, and the study stops.
+    study = small_study(tmp_path, f"path:{tmp_path}/other.jsonl")
+    assert study.input_files() == [f"{tmp_path}/other.jsonl"] and study.left_out() == {}
     with pytest.raises(InputError, match="other.jsonl: no such file"):
-        find(f"path:{tmp_path}/other.jsonl")
+        score_votes(study, None)
 
 
 SETTINGS = """
@@ -445,7 +449,7 @@ def test_absent_votes_are_told_on_page_and_terminal(tmp_path, monkeypatch, caplo
     monkeypatch.delenv("VOTES_FOLDER", raising=False)
     with caplog.at_level(logging.WARNING):
         layout = run_small(tmp_path, None, "out")
-    assert "votes.jsonl was not run: the environment variable VOTES_FOLDER is not set" in caplog.text
+    assert "votes.jsonl is not run: the environment variable VOTES_FOLDER is not set" in caplog.text
     page = layout.report.read_text()
     assert "votes.jsonl was not run: the environment variable VOTES_FOLDER is not set" in page
     assert "VOTES_FOLDER=FOLDER snakemake --cores all --config experiments=small" in page

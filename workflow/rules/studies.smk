@@ -1,5 +1,9 @@
 # Experiments that are no comparison: one job computes and draws, one puts the numbers into the MLflow store.
 
+for name in STUDIES:
+    for warning in EXPERIMENTS[name].warnings():
+        print(f"mallowspo: {name}: {warning}", file=sys.stderr)
+
 
 rule study:
     input:
