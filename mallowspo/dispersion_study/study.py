@@ -113,8 +113,8 @@ def _ranking_section(
         caption=f"{plural(settings.seeds, 'prompt')} for each of {len(chosen.phis)} values of φ and each cell. The "
         "law itself has no chance in it. How many annotators: bands are "
         f"{percent} intervals from {settings.statistics.resamples:,} resamples of prompts. Estimates (at most "
-        f"{chosen.cap:g}): mean, and the range of {percent} of the prompts; calibrated, the entropy forms are scaled so "
-        "that their mean is the true one. Dotted: equal. No test.",
+        f"{chosen.cap:g}): mean, and the range of {percent} of the prompts; calibrated, the entropy forms are scaled "
+        "so that their mean is the true one. Dotted: equal. No test.",
         table=words.ranking_table(summary, exact),
     )
 
