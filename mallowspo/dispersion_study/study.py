@@ -48,9 +48,9 @@ def run(settings: DispersionStudy, layout: Layout, model_folder: Path | None) ->
     return StudyResult(
         findings=[
             words.headline(voted, token_summary, 1 - settings.statistics.confidence),
+            *(words.implication(votes, found, 1 - settings.statistics.confidence) for votes, found in voted),
             *words.ranking_findings(summary, exact),
             *words.token_findings(token_summary),
-            *(words.implication(votes, found, 1 - settings.statistics.confidence) for votes, found in voted),
             *(f"Not run: {source} ({reason})." for source, reason in left_out.items()),
         ],
         cautions=_cautions(settings, voted),

@@ -163,7 +163,7 @@ def headline(people: list[tuple[Votes, dict[str, RankCorrelation]]], tokens: pd.
         words = {
             "found": "yes" if result.rho >= USEFUL else "hardly",
             "trace": f"no more than a trace, gone when corrected for {len(found)} tests,",
-            "none": "nothing was found",
+            "none": "no relation was found",
             "against": "no, it runs the other way",
         }[verdict(result, alpha)]
         parts.append(f"{words} in {votes.name} ({_tested(result)}, n = {result.n:,} pairs)")
