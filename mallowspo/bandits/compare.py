@@ -153,10 +153,11 @@ def causes(controls: pd.DataFrame, confidence: float) -> pd.DataFrame:
 
 
 def strongest_without(runs: Runs, settings: BanditStudy, methods: pd.DataFrame, comparisons: int) -> dict[str, Any]:
-    """MallowsPO-theta against the method without a dispersion that earns most reward at DPO's KL, picked after the "
-    "fact."""
-    rows = methods[(methods["comparisons"] == comparisons) & methods["difference"].notna()]
-    plain = rows[[METHODS[label].weight == "constant" if label in METHODS else False for label in rows["label"]]]
+    """MallowsPO-theta against the method without a dispersion that earns most at DPO's KL; empty if none has its KL."""
+    without = methods["label"].map(lambda label: label in METHODS and METHODS[label].weight == "constant").astype(bool)
+    plain = methods[(methods["comparisons"] == comparisons) & methods["difference"].notna() & without]
+    if plain.empty:
+        return {}
     best = str(plain.sort_values("difference")["label"].iloc[-1])
     return difference_row(Frontiers(runs, settings, "mallows", comparisons), "mallows_theta", best, "reward", SAME_KL)
 

@@ -173,10 +173,15 @@ def _without_dispersion(methods: pd.DataFrame, strongest: dict[str, Any], count:
         for row in rows_of(part)
         if row.label in METHODS and METHODS[row.label].weight == "constant" and _clear(row, confidence)
     ]
+    counted = (
+        f"Without any dispersion, {count} comparisons: {plural(len(plain), 'method')} clearly above DPO's reward at "
+        f"the same KL ({', '.join(plain) or 'none'})."
+    )
+    if not strongest:
+        return counted
     theta = pd.Series(strongest)
     return (
-        f"Without any dispersion, {count} comparisons: {plural(len(plain), 'method')} clearly above DPO's reward at "
-        f"the same KL ({', '.join(plain) or 'none'}). MallowsPO-theta minus what earns most without, {theta['against']} "
+        f"{counted} MallowsPO-theta minus {theta['against']}, which earns most of all methods without "
         f"(picked after the fact, no correction): {told(theta)}."
     )
 

@@ -14,6 +14,9 @@ from mallowspo.bandits.settings import BanditTraining
 from mallowspo.bandits.world import Comparisons, Floats, World, every_pair
 from mallowspo.objectives import Objective, PairScores
 
+#: Adam's own: gradients below are not blown up to full steps.
+EPSILON = 1e-8
+
 
 def tallied(comparisons: Comparisons, weight: Floats | None, world: World) -> tuple[Comparisons, Floats, Floats | None]:
     """The same data with equal comparisons counted together: each ordered pair of arms once, its share, its weight.
@@ -58,7 +61,7 @@ class OneScaleAdam:
         self.first.lerp_(gradient, 1 - keep_first)
         self.second.lerp_((gradient**2).mean((-2, -1), keepdim=True), 1 - keep_second)
         mean = self.first / (1 - keep_first**self.steps)
-        scale = (self.second / (1 - keep_second**self.steps)).sqrt() + 1e-12
+        scale = (self.second / (1 - keep_second**self.steps)).sqrt() + EPSILON
         with torch.no_grad():
             self.logits -= learning_rate * mean / scale
         self.logits.grad = None
