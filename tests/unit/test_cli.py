@@ -25,7 +25,9 @@ def test_help_lists_the_stages_in_the_order_of_the_data():
 
 def test_methods():
     rows = json.loads(mallowspo("methods", "--json").stdout)
-    assert [row["name"] for row in rows] == ["dpo", "mallows_theta", "mallows_phi"]
+    promised = "dpo cdpo robust_dpo ipo slic simpo cpo orpo rdpo rainbowpo beta_dpo epsilon_dpo alpha_dpo wpo lb_dpo"
+    promised += " mallows_theta mallows_phi mallows_ipo mallows_simpo mallows_slic mallows_rainbowpo mallows_lb rcpo"
+    assert set(promised.split()) <= {row["name"] for row in rows}
     assert all(set(row) == {"name", "formula", "needs", "source"} for row in rows)
     assert "reference, dispersion" in mallowspo("methods").stdout
 
