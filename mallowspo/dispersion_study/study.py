@@ -12,7 +12,9 @@ from mallowspo.dispersion_study.settings import DispersionStudy, find, variable
 from mallowspo.errors import InputError
 from mallowspo.files import sha256_file, write_parquet
 from mallowspo.layout import Layout
+from mallowspo.models import load_model, load_tokenizer, resolve_device, resolve_precision
 from mallowspo.report.words import count, plural
+from mallowspo.scoring import Scorer
 from mallowspo.studies.result import Section, StudyResult
 
 logger = logging.getLogger(__name__)
@@ -63,31 +65,36 @@ def score_votes(settings: DispersionStudy, model_folder: Path | None) -> Scored:
     """Part (c) for each file that is there; those that are not are told on the terminal."""
     for warning in settings.warnings():
         logger.warning(warning)
-    files = [place for place in map(find, settings.people.files) if isinstance(place, Path)]
+    files = _files_of_votes(settings)
     if not files:
         return []
-    for path in files:
-        if not path.is_file():
-            raise InputError(
-                f"people.files: {path}: no such file (relative paths start at {Path.cwd()}); mend the path"
-            )
-    names = [words.slug(path.name.split(".")[0]) for path in files]
-    if len(set(names)) < len(names):
-        raise InputError(f"people.files: two files share a name ({', '.join(names)}); rename one")
-    # Here, not above: without votes no torch model is loaded.
-    from mallowspo.models import load_model, load_tokenizer, resolve_device, resolve_precision
-    from mallowspo.scoring import Scorer
-
     if model_folder is None:
         raise InputError("model: missing; people.files need a model that scores their answers")
     device = resolve_device(settings.compute.device)
     scorer = Scorer(load_model(model_folder, device), resolve_precision(settings.model.precision, device))
     tokenizer = load_tokenizer(model_folder)
     scored = []
-    for path, name in zip(files, names, strict=True):
+    for name, path in files.items():
         votes = people.score(scorer, tokenizer, path, name, sha256_file(path), settings.people, settings.seed)
         scored.append((votes, people.correlations(votes, settings.statistics, settings.seed)))
     return scored
+
+
+def _files_of_votes(settings: DispersionStudy) -> dict[str, Path]:
+    """The files that are there, by the name that they have on the page and in the names of figures and tables."""
+    files: dict[str, Path] = {}
+    for path in map(find, settings.people.files):
+        if isinstance(path, str):
+            continue
+        if not path.is_file():
+            raise InputError(
+                f"people.files: {path}: no such file (relative paths start at {Path.cwd()}); mend the path"
+            )
+        name = words.slug(path.name.split(".")[0])
+        if name in files:
+            raise InputError(f"people.files: {files[name]} and {path} would share the name {name}; rename one")
+        files[name] = path
+    return files
 
 
 def _ranking_section(

@@ -345,6 +345,9 @@ def test_where_a_file_of_votes_is_looked_for(tmp_path, monkeypatch):
     assert study.input_files() == [f"{tmp_path}/other.jsonl"] and study.left_out() == {}
     with pytest.raises(InputError, match="other.jsonl: no such file"):
         score_votes(study, None)
+    study = small_study(tmp_path, f'path:{path}", "path:{path}')
+    with pytest.raises(InputError, match="would share the name votes"):
+        score_votes(study, None)
 
 
 SETTINGS = """
