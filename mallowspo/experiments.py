@@ -124,7 +124,7 @@ def _class_of(values: Any, source: str) -> type[Experiment] | type[Study]:
     if not isinstance(values, dict) or "kind" not in values:
         return Experiment
     kind = values["kind"]
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         hint = nearest(str(kind), KINDS)
         raise InputError(f"{source}: kind: {kind!r}: unknown kind; {hint} (a comparison has no key kind)")
     return settings_class(kind)
