@@ -86,10 +86,6 @@ def _files_of_votes(settings: DispersionStudy) -> dict[str, Path]:
     for path in map(find, settings.people.files):
         if isinstance(path, str):
             continue
-        if not path.is_file():
-            raise InputError(
-                f"people.files: {path}: no such file (relative paths start at {Path.cwd()}); mend the path"
-            )
         name = words.slug(path.name.split(".")[0])
         if name in files:
             raise InputError(f"people.files: {files[name]} and {path} would share the name {name}; rename one")
