@@ -123,8 +123,8 @@ def controls(table: pd.DataFrame, layout: Layout, outcome: str, comparisons: int
             _whisker(axes, row, height, colour, marker)
             names.append(AGAINST[str(row.control)])
         _rows(axes, names)
-        axes.set_xlabel("theta minus control")
-        axes.set_title(f"{OUTCOME_TITLES[outcome, SAME_KL]}, {comparisons} comparisons")
+        axes.set_xlabel("theta minus control, same KL")
+        axes.set_title(f"{OUTCOME_TITLES[outcome, SAME_KL].split(',')[0]}, {comparisons} comparisons")
         axes.xaxis.set_major_locator(MaxNLocator(5))
         handles = [
             Line2D([], [], linestyle="none", marker=marker, color=colour, label=f"{source} weights")

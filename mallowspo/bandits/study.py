@@ -154,7 +154,7 @@ def _methods(
 def _bradley_terry(settings: BanditStudy, methods: pd.DataFrame, runs: Runs) -> Section:
     ratios = {count: collapse(runs, "bradley_terry", count) for count in settings.comparisons}
     return Section(
-        "Control: Bradley-Terry preferences",
+        "Bradley-Terry",
         [
             "The same draws under the law that DPO assumes. A place of the ranking is worth "
             f"-{settings.exponent} log phi, so that neighbours are as clearly apart as under Mallows.",
