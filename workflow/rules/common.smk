@@ -117,6 +117,23 @@ def dispersion_table(wildcards):
     return [layout(wildcards.experiment).dispersion] if "dispersion" in METHODS[name].needs else []
 
 
+def beside_the_reference_table(wildcards):
+    """What the chosen estimator reads besides: votes stand in the pairs; answers are sampled from the model."""
+    estimator = EXPERIMENTS[wildcards.experiment].dispersion.estimator
+    pairs = [layout(wildcards.experiment).pairs(split) for split in ("train", "test")]
+    return {"votes": pairs, "sampled": [*pairs, model_folder(wildcards)]}.get(estimator, [])
+
+
+def if_sampled(of_model, otherwise):
+    """Threads, memory, time and GPUs are the model's only where answers are sampled."""
+
+    def resource(wildcards):
+        sampled = EXPERIMENTS[wildcards.experiment].dispersion.estimator == "sampled"
+        return of_model(wildcards) if sampled else otherwise
+
+    return resource
+
+
 def scores(wildcards):
     """Every file of scores that the comparison reads."""
     name = wildcards.experiment

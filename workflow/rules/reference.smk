@@ -26,23 +26,6 @@ rule reference:
         "mallowspo reference {params.call:q} --threads {threads} > {log:q} 2>&1"
 
 
-def beside_the_reference_table(wildcards):
-    """What the chosen estimator reads besides: votes stand in the pairs; answers are sampled from the model."""
-    estimator = EXPERIMENTS[wildcards.experiment].dispersion.estimator
-    pairs = [layout(wildcards.experiment).pairs(split) for split in ("train", "test")]
-    return {"votes": pairs, "sampled": [*pairs, model_folder(wildcards)]}.get(estimator, [])
-
-
-def if_sampled(of_model, otherwise):
-    """Threads, memory, time and GPUs are the model's only where answers are sampled."""
-
-    def resource(wildcards):
-        sampled = EXPERIMENTS[wildcards.experiment].dispersion.estimator == "sampled"
-        return of_model(wildcards) if sampled else otherwise
-
-    return resource
-
-
 rule dispersion:
     input:
         beside_the_reference_table,
