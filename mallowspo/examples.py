@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 from mallowspo.files import read_parquet
 from mallowspo.layout import Layout
 from mallowspo.methods import METHODS
+from mallowspo.packing import Batch
 from mallowspo.pairs.tokens import TokenizedPair, tokenize_pairs
 from mallowspo.reference import look_up, pair_batch
-from mallowspo.scoring import Batch
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
         "input_ids": batch.tokens,
         "attention_mask": batch.mask,
         "response": batch.response,
+        "prompt": batch.prompt,
         "reference_chosen": torch.tensor([example.reference_chosen for example in examples]),
         "reference_rejected": torch.tensor([example.reference_rejected for example in examples]),
         "weight": torch.tensor([example.weight for example in examples]),

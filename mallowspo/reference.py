@@ -17,10 +17,10 @@ from mallowspo.errors import InputError
 from mallowspo.files import read_parquet, write_json, write_parquet
 from mallowspo.layout import Layout
 from mallowspo.models import load_model, load_tokenizer, resolve_device, resolve_precision
+from mallowspo.packing import Batch, Row, make_batch
 from mallowspo.pairs.tokens import TokenizedPair, header_length, tokenize_pairs
-from mallowspo.scoring import Scorer, make_batch
+from mallowspo.scoring import Scorer
 
-Row = tuple[Sequence[int], Sequence[int]]
 Array = NDArray[np.float64]
 
 #: Contexts of one token that are scored at a time.
@@ -62,8 +62,7 @@ def score_table(scorer: Scorer, tokenizer: Any, pairs: pd.DataFrame, tokens: Any
     # A prompt is scored along with the first response that follows it.
     leading: dict[int, dict[str, Any]] = {}
     for index in np.flatnonzero(~pairs["prompt_id"].duplicated()).tolist():
-        prompt, response = rows[index]
-        rows[index] = (prompt[:1], [*prompt[1:], *response])
+        rows[index] = rows[index]._replace(score_prompt=True)
         leading[index] = {"prompt_id": pairs["prompt_id"].iloc[index]}
     values: list[dict[str, Any]] = [{} for _ in rows]
     for index, logp, entropy in score_tokens(scorer, rows, _batches(tokenized, pairs_per_batch), "scoring pairs"):
@@ -91,7 +90,7 @@ def score_pairs(scorer: Scorer, pairs: list[TokenizedPair], pairs_per_batch: int
 
 def _rows(pairs: list[TokenizedPair]) -> list[Row]:
     """All chosen rows, then all rejected rows."""
-    return [*((pair.prompt, pair.chosen) for pair in pairs), *((pair.prompt, pair.rejected) for pair in pairs)]
+    return [*(Row(pair.prompt, pair.chosen) for pair in pairs), *(Row(pair.prompt, pair.rejected) for pair in pairs)]
 
 
 def _batches(pairs: list[TokenizedPair], pairs_per_batch: int) -> list[list[int]]:
@@ -116,10 +115,10 @@ def in_parts(order: list[int], size: int) -> list[list[int]]:
 def score_tokens(
     scorer: Scorer, rows: Sequence[Row], batches: Iterable[list[int]], what: str, want_entropy: bool = True
 ) -> Iterator[tuple[int, Array, Array]]:
-    """Each row's position in `rows`, and the log-probability and the entropy of every token of its second part.
+    """Each row's position in `rows`, and the log-probability and the entropy of every token that is scored.
 
     Args:
-        rows: (context tokens, tokens to score).
+        rows: prompts with responses.
         batches: positions in `rows` that are scored together.
     """
     for batch in tqdm(list(batches), desc=what, mininterval=2):
@@ -127,7 +126,7 @@ def score_tokens(
             scores = scorer.token_scores(make_batch([rows[index] for index in batch]), want_entropy)
         logp, entropy = (values.cpu().numpy().astype(np.float64) for values in (scores.logp, scores.entropy))
         # Tokens come row by row, so the end of each row's is where the counts add up to.
-        ends = np.cumsum([len(rows[index][1]) for index in batch])[:-1]
+        ends = np.cumsum([rows[index].scored for index in batch])[:-1]
         yield from zip(batch, np.split(logp, ends), np.split(entropy, ends), strict=True)
 
 
@@ -159,7 +158,7 @@ def _bigram_columns(scorer: Scorer, tokenizer: Any, pairs: list[TokenizedPair]) 
     start = [tokenizer.bos_token_id] if pairs and pairs[0].prompt[0] == tokenizer.bos_token_id else []
     given = sorted({token for pair in pairs for side in (pair.chosen, pair.rejected) for token in side[:-1]})
     # The law after a token is read where some next token is predicted; which one does not matter.
-    rows = [([*start, token], [token]) for token in given]
+    rows = [Row([*start, token], [token]) for token in given]
     entropies: dict[int, float] = {}
     batches = in_parts(list(range(len(rows))), BIGRAMS_PER_BATCH)
     for index, _, entropy in score_tokens(scorer, rows, batches, "scoring single tokens"):
@@ -170,8 +169,8 @@ def _bigram_columns(scorer: Scorer, tokenizer: Any, pairs: list[TokenizedPair]) 
     }
 
 
-def pair_batch(pairs: list[TokenizedPair]) -> Any:
-    """All chosen rows, then all rejected rows, as one padded batch."""
+def pair_batch(pairs: list[TokenizedPair]) -> Batch:
+    """All chosen rows, then all rejected rows."""
     return make_batch(_rows(pairs))
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from mallowspo.dispersion import sampled_terms
 from mallowspo.generation import sample_answers
 from mallowspo.models import load_model, load_tokenizer, resolve_device, resolve_precision
+from mallowspo.packing import Row
 from mallowspo.pairs.tokens import tokenize_prompt
 from mallowspo.reference import in_parts, score_tokens
 from mallowspo.scoring import Scorer
@@ -54,11 +55,11 @@ def answer_entropies(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Summed token entropies (nats) and lengths of the answers sampled to each tokenized prompt: (P, K) each."""
     answers = sample_answers(model, tokenizer, prompts, sampling)
-    rows = [(prompts[answer.prompt_index], answer.token_ids) for answer in answers]
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]) + len(rows[index][1]))
+    rows = [Row(prompts[answer.prompt_index], answer.token_ids) for answer in answers]
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt) + len(rows[index].response))
     sums = np.empty(len(rows))
     for index, _, entropy in score_tokens(scorer, rows, in_parts(order, rows_per_batch), "scoring answers"):
         sums[index] = entropy.sum()
     # Answers come ordered by prompt, then answer.
     shape = (len(prompts), sampling.answers)
-    return sums.reshape(shape), np.array([len(row[1]) for row in rows], dtype=float).reshape(shape)
+    return sums.reshape(shape), np.array([len(row.response) for row in rows], dtype=float).reshape(shape)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mallowspo.methods import Method
 from mallowspo.models import load_model
-from mallowspo.scoring import Batch, ResponseScores, Scorer
+from mallowspo.packing import Batch
+from mallowspo.scoring import ResponseScores, Scorer
 
 
 class Signals:
@@ -64,4 +65,4 @@ def interpolated_margins(policy: Scorer, reference: Scorer, batch: Batch, epsilo
 def _first_half(batch: Batch) -> Batch:
     """The chosen rows: prompts are the same on both sides."""
     half = len(batch.tokens) // 2
-    return Batch(batch.tokens[:half], batch.mask[:half], batch.response[:half])
+    return Batch(*(values[:half] for values in batch))

@@ -15,7 +15,8 @@ from mallowspo.examples import Example
 from mallowspo.files import write_text
 from mallowspo.metrics import MetricsFile, StepMetrics
 from mallowspo.objectives import Objective, PairLosses, PairScores
-from mallowspo.scoring import Batch, Scorer
+from mallowspo.packing import Batch
+from mallowspo.scoring import Scorer
 from mallowspo.signals import Signals
 
 #: Columns of a batch that come from the tables and go into `PairScores` as they are.
@@ -67,7 +68,7 @@ class PreferenceTrainer(Trainer):
 
     def losses(self, inputs: dict[str, Tensor]) -> PairLosses:
         """Losses of one batch; its metrics are added to the step's."""
-        batch = Batch(inputs["input_ids"], inputs["attention_mask"], inputs["response"])
+        batch = Batch(inputs["input_ids"], inputs["attention_mask"], inputs["response"], inputs["prompt"])
         scores = self.scorer(batch, want_confidence=self.signals.wants_confidence)
         (chosen, rejected), (chosen_tokens, rejected_tokens) = scores.logp.chunk(2), scores.tokens.chunk(2)
         pairs = PairScores(

@@ -13,11 +13,10 @@ from mallowspo.files import read_jsonl, read_parquet, write_parquet
 from mallowspo.judges.reward import judge_answers
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.models import load_model, load_tokenizer, resolve_device, resolve_precision
+from mallowspo.packing import Row, make_batch
 from mallowspo.pairs.tokens import tokenize_pairs, tokenize_prompt
 from mallowspo.reference import look_up, score_pairs
-from mallowspo.scoring import Scorer, make_batch
-
-Rows = list[tuple[list[int], list[int]]]
+from mallowspo.scoring import Scorer
 
 
 def run(view: Any, layout: Layout, model_folder: Path, method: str, seed: int, device: str) -> None:
@@ -52,20 +51,20 @@ def _long(answers: pd.DataFrame, metric: str, judge: str) -> pd.DataFrame:
     return table.assign(metric=metric, value=answers[metric].astype(float), judge=judge)
 
 
-def _rows(answers: pd.DataFrame, layout: Layout, model_folder: Path, view: Any) -> Rows:
+def _rows(answers: pd.DataFrame, layout: Layout, model_folder: Path, view: Any) -> list[Row]:
     """Token ids as they were sampled: decoding and tokenizing again need not give the same ones."""
     tokenizer = load_tokenizer(model_folder)
     prompts = {
         row["prompt_id"]: tokenize_prompt(tokenizer, row["prompt"], json.loads(row["messages"]), view.tokens)[0]
         for row in read_parquet(layout.prompts).to_dict("records")
     }
-    return [(prompts[row["prompt_id"]], list(row["token_ids"])) for row in answers.to_dict("records")]
+    return [Row(prompts[row["prompt_id"]], list(row["token_ids"])) for row in answers.to_dict("records")]
 
 
-def _score_rows(scorer: Scorer, rows: Rows, pairs_per_batch: int) -> np.ndarray:
+def _score_rows(scorer: Scorer, rows: list[Row], pairs_per_batch: int) -> np.ndarray:
     """Summed log-probability of each row's response, nats, in the order given."""
     size = 2 * pairs_per_batch
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]) + len(rows[index][1]))
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt) + len(rows[index].response))
     values = np.empty(len(rows))
     for start in tqdm(range(0, len(rows), size), desc="scoring answers", mininterval=2):
         part = order[start : start + size]

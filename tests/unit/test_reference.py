@@ -9,6 +9,7 @@ import torch
 from mallowspo.errors import InputError
 from mallowspo.files import digest
 from mallowspo.models import load_model, load_tokenizer, make_made_up
+from mallowspo.packing import Row
 from mallowspo.pairs.tokens import header_length, tokenize_pairs
 from mallowspo.reference import look_up, score_pairs, score_table, score_tokens
 from mallowspo.scoring import Scorer
@@ -162,7 +163,7 @@ def test_entropies_are_float32_at_any_dtype_of_the_model(folder, tokenizer):
     """A bfloat16 model's logits are rounded; the softmax over them is not, as the official code's is."""
     model = load_model(folder, weights=torch.bfloat16)
     row = tokenize_pairs(tokenizer, PAIRS, PLAIN)[1]
-    _, _, entropy = next(score_tokens(Scorer(model, "float32"), [(row.prompt, row.chosen)], [[0]], ""))
+    _, _, entropy = next(score_tokens(Scorer(model, "float32"), [Row(row.prompt, row.chosen)], [[0]], ""))
     logits = model(torch.tensor([[*row.prompt, *row.chosen]])).logits[0, len(row.prompt) - 1 : -1]
     assert logits.dtype == torch.bfloat16
 

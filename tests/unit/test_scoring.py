@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPTNeoXConfig, LlamaConfig, Qwen2Config
 
-from mallowspo import scoring
+from mallowspo import output_head
 from mallowspo.errors import InputError
-from mallowspo.scoring import Scorer, make_batch, scores_in_place
+from mallowspo.output_head import scores_in_place
+from mallowspo.packing import make_batch
+from mallowspo.scoring import Scorer
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 97}
 CONFIGS = {
@@ -87,11 +89,11 @@ def test_batching_order_and_chunks_change_nothing(rows, chunk, order):
     alone = [Scorer(model, "float32")(make_batch([row])).logp.item() for row in rows]
     shuffled = list(range(len(rows)))
     order.shuffle(shuffled)
-    kept, scoring.CHUNK = scoring.CHUNK, chunk
+    kept, output_head.CHUNK = output_head.CHUNK, chunk
     try:
         together = Scorer(model, "float32")(make_batch([rows[index] for index in shuffled])).logp.tolist()
     finally:
-        scoring.CHUNK = kept
+        output_head.CHUNK = kept
     assert together == pytest.approx([alone[index] for index in shuffled], abs=2e-4)
 
 

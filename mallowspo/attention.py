@@ -1,0 +1,169 @@
+"""Attention over a packed sequence (`mallowspo.packing`), for any model that takes transformers' attention interface.
+
+On a CPU by segments: a prompt by itself, each response with its prompt and itself; a dense mask over the whole
+sequence would compute and throw away what other rows see. On a GPU by FlexAttention with a block mask. The model's own
+rule (a sliding window, say) is kept: who sees whom is what both allow.
+
+A segment's numbers depend on its prompt and itself alone, not on what else is in the batch.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from mallowspo.packing import Packing, Segment
+
+#: The name that models know this attention by. Outside `packed` it is "sdpa".
+NAME = "mallowspo_segments"
+
+#: What other attentions are asked for by keyword and this one cannot do.
+_REFUSED = ("softcap", "s_aux", "position_bias")
+
+_active: ContextVar[Packing | None] = ContextVar("packing", default=None)
+
+#: (batch, head, query, key) -> whether it may be seen; tensors of positions, broadcast.
+Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class SegmentMasks(NamedTuple):
+    """What the layers get in place of a mask. It goes along as an argument, so that checkpointed layers find it again
+    when they are computed a second time."""
+
+    segments: tuple[Segment, ...]
+    masks: tuple[Tensor | None, ...]  # of each segment (length, prompt + length), 0 or -inf; None: causal
+
+
+def use(model: Any) -> None:
+    """Set a transformers model's attention to this one.
+
+    Raises:
+        NotImplementedError: the model computes its attention by itself.
+    """
+    model.set_attn_implementation(NAME)
+    if model.config._attn_implementation != NAME:
+        raise NotImplementedError("its attention cannot be replaced")
+
+
+@contextmanager
+def packed(packing: Packing) -> Iterator[None]:
+    """Models whose attention is `NAME` take what they are given here for this packed sequence."""
+    token = _active.set(packing)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def packed_mask(**arguments: Any) -> Any:
+    """A mask for transformers' AttentionMaskInterface: once a forward, and once more for a second kind of layer."""
+    packing = _active.get()
+    if packing is None:
+        return sdpa_mask(**arguments)
+    rule: Rule = arguments["mask_function"]
+    device = torch.device(arguments["device"])
+    if device.type == "cpu":
+        return segment_masks(packing, rule, _compute_dtype(arguments["dtype"]))
+    size = packing.tokens.shape[1]
+    return create_block_mask(packed_rule(packing, rule), None, None, size, size, device=str(device))
+
+
+def packed_rule(packing: Packing, rule: Rule) -> Rule:
+    """The model's own rule within what `packing` makes visible, over places of the packed sequence."""
+    positions = packing.positions[0]
+
+    def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return packing.visible(query, key) & rule(batch, head, positions[query], positions[key])
+
+    return allowed
+
+
+def segment_masks(packing: Packing, rule: Rule, dtype: torch.dtype) -> SegmentMasks:
+    """The same, segment by segment."""
+    masks = tuple(_segment_mask(segment.prompt, segment.length, rule, dtype) for segment in packing.segments)
+    return SegmentMasks(packing.segments, masks)
+
+
+def _segment_mask(prompt: int, length: int, rule: Rule, dtype: torch.dtype) -> Tensor | None:
+    zero = torch.zeros((), dtype=torch.long)
+    places = torch.arange(prompt + length)
+    allowed = rule(zero, zero, places[prompt:, None], places[None, :])
+    causal = torch.ones(length, prompt + length, dtype=torch.bool).tril(prompt)
+    if prompt == 0 and bool((allowed == causal).all()):
+        return None
+    return torch.zeros(length, prompt + length, dtype=dtype).masked_fill(~(allowed & causal), float("-inf"))
+
+
+def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else dtype
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """An attention for transformers' AttentionInterface: heads (1, H, P, D) to (1, P, H, D).
+
+    Raises:
+        NotImplementedError: the model asks for what this attention cannot do.
+    """
+    if not isinstance(attention_mask, SegmentMasks | BlockMask):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    asked = [name for name in _REFUSED if kwargs.get(name) is not None]
+    if asked:
+        raise NotImplementedError(f"attention with {' and '.join(asked)}")
+    if isinstance(attention_mask, BlockMask):
+        result: tuple[Tensor, Tensor | None] = flex_attention_forward(
+            module, query, key, value, attention_mask, scaling, dropout=dropout, **kwargs
+        )
+        return result
+    return attend_by_segments(query, key, value, attention_mask, scaling, dropout), None
+
+
+def attend_by_segments(
+    query: Tensor, key: Tensor, value: Tensor, masks: SegmentMasks, scaling: float | None, dropout: float = 0.0
+) -> Tensor:
+    """(1, H, P, D) heads, keys and values of fewer heads where the model groups them, to (1, P, H, D)."""
+    dtype = _compute_dtype(value.dtype)
+    lengths = [segment.length for segment in masks.segments]
+    # Split, not sliced: the backward of a slice fills a whole sequence with zeros, once a segment.
+    queries, keys, values = (heads.to(dtype).split(lengths, dim=2) for heads in (query, key, value))
+    outputs = []
+    prompt_key, prompt_value = keys[0], values[0]
+    for own_query, own_key, own_value, segment, mask in zip(queries, keys, values, *masks, strict=True):
+        if segment.prompt == 0:
+            prompt_key, prompt_value = seen_key, seen_value = own_key, own_value
+        else:
+            seen_key, seen_value = torch.cat([prompt_key, own_key], dim=2), torch.cat([prompt_value, own_value], dim=2)
+        if segment.length:
+            output = scaled_dot_product_attention(
+                own_query,
+                seen_key,
+                seen_value,
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=mask is None,
+                scale=scaling,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+            outputs.append(output.transpose(1, 2))
+    return torch.cat(outputs, dim=1)
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, packed_mask)
