@@ -3,8 +3,6 @@
 import time
 from typing import Any
 
-from filelock import FileLock
-
 from mallowspo import __version__
 from mallowspo.errors import InputError
 from mallowspo.experiments import load_study
@@ -12,7 +10,7 @@ from mallowspo.files import digest, read_json, write_json
 from mallowspo.layout import Layout
 from mallowspo.studies.settings import Study
 from mallowspo.tracking.contents import metric_name
-from mallowspo.tracking.store import connect, hide_credentials, http_limits, prepare_store, store_errors
+from mallowspo.tracking.store import hide_credentials
 from mallowspo.tracking.whole import (
     DIGEST,
     KIND,
@@ -22,6 +20,7 @@ from mallowspo.tracking.whole import (
     finish,
     log_metrics,
     mark_superseded,
+    open_store,
     set_tags,
 )
 
@@ -39,20 +38,7 @@ def run(layout: Layout, store_uri: str, timeout: float = 60.0) -> None:
         if not needed.exists():
             raise InputError(f"{needed}: no such file; run mallowspo study {layout.experiment} first")
     study, found = load_study(str(layout.settings)), read_json(layout.study)
-    advice = (
-        f"nothing is lost: every number is in {layout.study}; once the store answers, "
-        f"`mallowspo track {layout.experiment}` makes it whole"
-    )
-    try:
-        prepare_store(store_uri, timeout)
-    except InputError as error:
-        raise InputError(f"{error}; {advice}") from None
-    with (
-        store_errors(store_uri, advice),
-        http_limits(timeout=30, retries=3),
-        FileLock(layout.tracked.with_name(".tracked.lock"), timeout=timeout),
-    ):
-        client = connect(store_uri)
+    with open_store(layout, store_uri, timeout, f"every number is in {layout.study}") as client:
         experiment = experiment_id(client, layout, store_uri)
         run_id = _write(client, experiment, layout, study, found)
     record = {"experiment_id": experiment, "run_id": run_id, "metrics": len(found["numbers"])}

@@ -1,7 +1,8 @@
 """Make the store whole from one experiment's files: one parent run, and a child for every (method, seed)."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,23 @@ def run(view: Any, layout: Layout, store_uri: str, timeout: float = 60.0) -> Non
         if not needed.exists():
             raise InputError(f"{needed}: no such file or folder; run the stage report first")
     children = [read_run(layout, experiment, method, seed) for method, seed in experiment.runs()]
-    advice = (
-        f"nothing is lost: every metric is in {layout.root}; once the store answers, "
-        f"`mallowspo track {layout.experiment}` makes it whole"
-    )
+    with open_store(layout, store_uri, timeout, f"every metric is in {layout.root}") as client:
+        written = _Writer(client, layout, store_uri).write(view.title, experiment, children)
+    write_json(layout.tracked, {"store": hide_credentials(store_uri), **written})
+
+
+@contextmanager
+def open_store(layout: Layout, store_uri: str, timeout: float, kept: str) -> Iterator[Any]:
+    """An MLflow client of a store that is ready, for one writer of these results at a time.
+
+    Args:
+        timeout: seconds to wait for the store and for another writer.
+        kept: where the numbers are, for the message of a store that fails.
+
+    Raises:
+        InputError: the store cannot be reached or written.
+    """
+    advice = f"nothing is lost: {kept}; once the store answers, `mallowspo track {layout.experiment}` makes it whole"
     try:
         prepare_store(store_uri, timeout)
     except InputError as error:
@@ -56,8 +70,7 @@ def run(view: Any, layout: Layout, store_uri: str, timeout: float = 60.0) -> Non
         http_limits(timeout=30, retries=3),
         FileLock(layout.tracked.with_name(".tracked.lock"), timeout=timeout),
     ):
-        written = _Writer(connect(store_uri), layout, store_uri).write(view.title, experiment, children)
-    write_json(layout.tracked, {"store": hide_credentials(store_uri), **written})
+        yield connect(store_uri)
 
 
 def experiment_id(client: Any, layout: Layout, store_uri: str) -> str:
