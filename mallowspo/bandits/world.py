@@ -94,13 +94,6 @@ def every_pair(world: World) -> Comparisons:
     return Comparisons(*(part.reshape(seeds, -1).copy() for part in (context, chosen, rejected)))
 
 
-def endless_comparisons(world: World) -> tuple[Comparisons, Floats]:
-    """Infinitely many comparisons: every ordered pair of arms, and the share (S, B) of the data that it is."""
-    pairs = every_pair(world)
-    share = world.preference[np.arange(len(world.place))[:, None], pairs.context, pairs.chosen, pairs.rejected]
-    return pairs, share / share.sum(axis=1, keepdims=True)
-
-
 def _in_order(contexts: int, arms: int) -> Ints:
     return np.tile(np.arange(arms), (contexts, 1))
 

@@ -15,7 +15,7 @@ from mallowspo.bandits.compare import Frontiers, causes, difference_row, order, 
 from mallowspo.bandits.runs import Runs, run_all, variants
 from mallowspo.bandits.settings import BanditStudy, BanditTraining
 from mallowspo.bandits.training import OneScaleAdam, tallied, train
-from mallowspo.bandits.world import draw_comparisons, endless_comparisons, make_world
+from mallowspo.bandits.world import draw_comparisons, every_pair, make_world
 from mallowspo.errors import InputError
 from mallowspo.experiments import load_experiment
 from mallowspo.layout import Layout
@@ -114,6 +114,13 @@ def test_draws_follow_the_preferences():
         np.add.at(wins, (drawn.chosen[0][here], drawn.rejected[0][here]), 1)
         off = ~np.eye(4, dtype=bool)
         assert np.abs(wins / (wins + wins.T + np.eye(4)) - made.preference[0, context])[off].max() < 0.02
+
+
+def endless_comparisons(made):
+    """Infinitely many comparisons: every ordered pair of arms, and the share (S, B) of the data that it is."""
+    pairs = every_pair(made)
+    share = made.preference[np.arange(len(made.place))[:, None], pairs.context, pairs.chosen, pairs.rejected]
+    return pairs, share / share.sum(axis=1, keepdims=True)
 
 
 @pytest.mark.parametrize("reference", [[0.25] * 4, [0.1, 0.2, 0.3, 0.4]], ids=["uniform", "given"])
