@@ -75,6 +75,23 @@ def make_batch(given: Sequence[tuple[Sequence[int], Sequence[int]] | Row]) -> Ba
     return Batch(tokens, mask, scored, torch.tensor([len(row.prompt) for row in rows]))
 
 
+def within_budget(tokens: Sequence[int], budget: int) -> list[list[int]]:
+    """Positions of items in batches: items of similar length together, at most `budget` tokens a batch.
+
+    Args:
+        tokens: number of tokens of each item; one that is longer than the budget makes a batch of its own.
+    """
+    batches: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(tokens)), key=tokens.__getitem__):
+        if tokens[index] > room or not batches:
+            batches.append([])
+            room = budget
+        batches[-1].append(index)
+        room -= tokens[index]
+    return batches
+
+
 class Segment(NamedTuple):
     """A run of places that stand one after the other: a prompt, or what a response adds to it."""
 

@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from mallowspo.attention import attend_by_segments, packed_rule, segment_masks
 from mallowspo.errors import InputError
-from mallowspo.packing import Row, Segment, make_batch, pack
+from mallowspo.packing import Row, Segment, make_batch, pack, within_budget
 
 tokens = st.integers(0, 6)
 rows_strategy = st.lists(
@@ -120,3 +120,16 @@ def test_the_block_mask_of_a_gpu_gives_the_same_attention(rule):
     flex = flex_attention(query, key, value, block_mask=block_mask).transpose(1, 2)
     found = attend_by_segments(query, key, value, segment_masks(packing, rule, torch.float32), scaling=None)
     assert torch.allclose(found, flex, atol=1e-5)
+
+
+def test_batches_fill_the_budget_and_a_longer_item_stands_alone():
+    assert within_budget([5, 20, 3, 4, 1, 6], 10) == [[4, 2, 3], [0], [5], [1]]
+    assert within_budget([5, 5], 10) == [[0, 1]]
+    assert within_budget([], 10) == []
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 60))
+def test_every_item_is_in_one_batch(tokens, budget):
+    batches = within_budget(tokens, budget)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(tokens)))
+    assert all(sum(tokens[index] for index in batch) <= budget or len(batch) == 1 for batch in batches)
