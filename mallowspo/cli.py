@@ -104,6 +104,13 @@ def pairs(experiment: ExperimentName, results: Results = "results") -> None:
 
 
 @app.command()
+def tokens(experiment: ExperimentName, results: Results = "results") -> None:
+    """Turn the pairs into token ids, once for every stage that reads them."""
+    settings, layout, folder = _open(experiment, results)
+    _stage("tokens").run(settings.stage_view("tokens"), layout, folder)
+
+
+@app.command()
 def reference(experiment: ExperimentName, results: Results = "results", threads: Threads = 0) -> None:
     """Score every pair once with the reference policy: log-probabilities and entropies."""
     settings, layout, folder = _open(experiment, results, threads)
@@ -156,7 +163,9 @@ def train(
     view = settings.stage_view("train")
     live_store = (store or _workflow(results).store) if live else None
     _stage("train").run(
-        view, settings.methods[method], method, seed, layout, folder, settings.compute.device, live_store
+        view,
+        *(settings.methods[method], method, seed, layout, folder),
+        *(settings.compute.device, settings.compute.memory_mb, live_store),
     )
 
 

@@ -45,6 +45,14 @@ class Layout:
         """Sampled and judged answers behind on-policy pairs."""
         return self.root / "pairs" / "answers" / f"{split}.jsonl"
 
+    def tokens(self, split: str) -> Path:
+        """Folder of the tokenized pairs."""
+        return self.root / "tokens" / split
+
+    @property
+    def tokens_summary(self) -> Path:
+        return self.root / "tokens" / "tokens.json"
+
     def reference(self, split: str) -> Path:
         return self.root / "reference" / f"{split}.parquet"
 

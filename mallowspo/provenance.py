@@ -18,6 +18,7 @@ STAGE_MODULES = {
     "model": "mallowspo.models",
     "sample": "mallowspo.pairs.on_policy",
     "pairs": "mallowspo.pairs.build",
+    "tokens": "mallowspo.pairs.prepared",
     "reference": "mallowspo.reference",
     "dispersion": "mallowspo.weights",
     "train": "mallowspo.training",

@@ -18,7 +18,7 @@ from mallowspo.files import read_parquet, write_json, write_parquet
 from mallowspo.layout import Layout
 from mallowspo.models import load_model, load_tokenizer, resolve_device, resolve_precision
 from mallowspo.packing import Batch, Row, make_batch
-from mallowspo.pairs.tokens import TokenizedPair, header_length, tokenize_pairs
+from mallowspo.pairs.tokens import TokenizedPair, tokenize_pairs
 from mallowspo.scoring import Scorer
 
 Array = NDArray[np.float64]
@@ -57,7 +57,7 @@ def score_table(scorer: Scorer, tokenizer: Any, pairs: pd.DataFrame, tokens: Any
         end-of-sequence token was predicted, 0 without one), S_has_end, S_bigram_entropy (sum over all tokens but the
         last of the entropy given that token alone). Entropies are of the next-token law, sums in nats.
     """
-    tokenized = tokenize_pairs(tokenizer, pairs, tokens)
+    tokenized = list(tokenize_pairs(tokenizer, pairs, tokens))
     rows = _rows(tokenized)
     # A prompt is scored along with the first response that follows it.
     leading: dict[int, dict[str, Any]] = {}
@@ -71,8 +71,7 @@ def score_table(scorer: Scorer, tokenizer: Any, pairs: pd.DataFrame, tokens: Any
         response = pair.chosen if index < len(tokenized) else pair.rejected
         values[index] = _response_values(response, logp[start:], entropy[start:], tokenizer.eos_token_id)
         if index in leading:
-            header = header_length(tokenizer, pairs["messages"].iloc[index], tokens)
-            leading[index] |= _prompt_values(logp[:start], entropy[:start], header)
+            leading[index] |= _prompt_values(logp[:start], entropy[:start], pair.header)
     table = pairs[["pair_id", "prompt_id"]].merge(pd.DataFrame(leading.values()), on="prompt_id", how="left")
     sides = _by_side(tokenized, values).assign(**_bigram_columns(scorer, tokenizer, tokenized))
     return table.drop(columns="prompt_id").merge(sides, on="pair_id", validate="one_to_one")

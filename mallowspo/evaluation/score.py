@@ -76,7 +76,7 @@ def _score_rows(scorer: Scorer, rows: list[Row], pairs_per_batch: int) -> np.nda
 def _write_pairs(policy: Scorer, view: Any, layout: Layout, model_folder: Path, method: str, seed: int) -> None:
     """Implicit reward margins of the held-out pairs, against the reference table."""
     table = read_parquet(layout.pairs("test"))
-    pairs = tokenize_pairs(load_tokenizer(model_folder), table, view.tokens)
+    pairs = list(tokenize_pairs(load_tokenizer(model_folder), table, view.tokens))
     scored = score_pairs(policy, pairs, view.reference.pairs_per_batch)
     reference = look_up(
         read_parquet(layout.reference("test")), scored["pair_id"].tolist(), str(layout.reference("test"))

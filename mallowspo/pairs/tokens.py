@@ -6,7 +6,8 @@ pad equal to EOS, needs no care.
 
 import itertools
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -27,6 +28,8 @@ class TokenizedPair:
     chosen_truncated: bool
     rejected_truncated: bool
     prompt_truncated: bool
+    header: int = 0  # tokens that the chat template puts between the last message and the response
+    prefix_changed: bool = False  # the chat template writes the prompt otherwise once a response follows it
 
 
 def check_tokenizer(tokenizer: Any, settings: TokenSettings) -> None:
@@ -87,48 +90,86 @@ def tokenize_response(tokenizer: Any, response: str, complete: bool, settings: T
     return kept, len(kept) < len(ended)
 
 
-def tokenize_pairs(tokenizer: Any, pairs: pd.DataFrame, settings: TokenSettings) -> list[TokenizedPair]:
-    """Tokenize a table of pairs (`pairs/*.parquet`), in its order.
+def tokenize_pairs(
+    tokenizer: Any, pairs: pd.DataFrame, settings: TokenSettings, window: int | None = None
+) -> Iterator[TokenizedPair]:
+    """Tokenize a table of pairs (`pairs/*.parquet`), in its order, and say of each what its chat template does.
+
+    Args:
+        window: tokens that the model can read; None: no limit is known.
 
     Raises:
-        InputError: a pair cannot be tokenized; the message names its pair_id.
+        InputError: a pair cannot be tokenized, or its template leaves out what stands before a response; the message
+            names its pair_id.
     """
     check_tokenizer(tokenizer, settings)
-    tokenized = []
     for row in pairs.to_dict("records"):
         try:
-            tokenized.append(tokenize_pair(tokenizer, row, settings))
+            pair = tokenize_pair(tokenizer, row, settings, window)
+            if settings.template == "chat":
+                header, changed = _template_facts(tokenizer, json.loads(row["messages"]), row["chosen"], settings)
+                pair = replace(pair, header=header, prefix_changed=changed)
         except InputError as error:
             raise InputError(f"pair {row['pair_id']}: {error}") from None
-    return tokenized
+        yield pair
 
 
-def tokenize_pair(tokenizer: Any, row: dict[Any, Any], settings: TokenSettings) -> TokenizedPair:
-    """Tokenize one row of a table of pairs.
+def tokenize_pair(
+    tokenizer: Any, row: dict[Any, Any], settings: TokenSettings, window: int | None = None
+) -> TokenizedPair:
+    """Tokenize one row of a table of pairs: its ids, without what its chat template does.
+
+    A pair longer than `window` loses tokens from the left of its prompt, and keeps one at least; only a response that
+    fills the window by itself is cut as well.
 
     Raises:
         InputError: as `tokenize_prompt` and `tokenize_response`.
     """
     meta = json.loads(row["meta"])
-    prompt, prompt_cut = tokenize_prompt(tokenizer, row["prompt"], json.loads(row["messages"]), settings)
-    chosen, chosen_cut = tokenize_response(tokenizer, row["chosen"], meta["chosen_complete"], settings)
-    rejected, rejected_cut = tokenize_response(tokenizer, row["rejected"], meta["rejected_complete"], settings)
+    beside_a_prompt = _at_most(settings, "max_response", window and window - 1)
+    chosen, chosen_cut = tokenize_response(tokenizer, row["chosen"], meta["chosen_complete"], beside_a_prompt)
+    rejected, rejected_cut = tokenize_response(tokenizer, row["rejected"], meta["rejected_complete"], beside_a_prompt)
+    before_both = _at_most(settings, "max_prompt", window and window - max(len(chosen), len(rejected)))
+    prompt, prompt_cut = tokenize_prompt(tokenizer, row["prompt"], json.loads(row["messages"]), before_both)
     return TokenizedPair(row["pair_id"], prompt, chosen, rejected, chosen_cut, rejected_cut, prompt_cut)
 
 
-def header_length(tokenizer: Any, messages: str, settings: TokenSettings) -> int:
-    """Number of tokens that the chat template puts between the last user message and the response: those at the end
-    of the prompt that it leaves out where no response is to follow. 0 under template plain.
+def _at_most(settings: TokenSettings, name: str, most: int | None) -> TokenSettings:
+    if most is None or getattr(settings, name) <= most:
+        return settings
+    return settings.model_copy(update={name: most})
 
-    Args:
-        messages: JSON, as in a table of pairs.
+
+def _template_facts(
+    tokenizer: Any, messages: list[dict[str, str]], response: str, settings: TokenSettings
+) -> tuple[int, bool]:
+    """Number of tokens of the header, which the template puts between the last message and the response, and whether
+    it writes the prompt otherwise once that response follows.
+
+    The header is what stands at the prompt's end only where a response is to follow.
+
+    Raises:
+        InputError: the template writes a header before a response, and leaves it out where one is to be generated.
     """
-    if settings.template == "plain":
-        return 0
-    turns = json.loads(messages)
-    ids, without = (_chat_ids(tokenizer, turns, settings, generation_prompt=wanted) for wanted in (True, False))
-    shared = len(list(itertools.takewhile(lambda both: both[0] == both[1], zip(ids, without, strict=False))))
-    return len(ids) - shared
+    prompt, without = (_chat_ids(tokenizer, messages, settings, generation_prompt=wanted) for wanted in (True, False))
+    whole = _chat_ids(tokenizer, [*messages, {"role": "assistant", "content": response}], settings, False)
+    shared = len(list(itertools.takewhile(lambda both: both[0] == both[1], zip(prompt, without, strict=False))))
+    header = len(prompt) - shared
+    if header == 0:
+        _check_no_header(tokenizer, messages, response)
+    return header, whole[: len(prompt)] != prompt
+
+
+def _check_no_header(tokenizer: Any, messages: list[dict[str, str]], response: str) -> None:
+    """A template such as Llama 2's needs none. One that knows no generation prompt has one all the same."""
+    asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": response}], tokenize=False)
+    between = whole.removeprefix(asked).partition(response.strip())[0].strip()
+    if whole.startswith(asked) and between:
+        raise InputError(
+            f"the chat template writes {between[:40]!r} before a response, but not where one is to be generated: the "
+            "response would follow the wrong words; give the template a generation prompt, or use template plain"
+        )
 
 
 def _plain_ids(tokenizer: Any, prompt: str) -> list[int]:

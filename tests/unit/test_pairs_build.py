@@ -102,7 +102,7 @@ def test_what_is_written_can_be_tokenized(layout, tokenizer_folder):
     ]
     table = build(rows, layout, tokenizer_folder, template="chat")
     tokenizer = load_tokenizer(tokenizer_folder)
-    pairs = tokenize_pairs(tokenizer, table, TokenSettings(template="chat"))
+    pairs = list(tokenize_pairs(tokenizer, table, TokenSettings(template="chat")))
     assert {tokenizer.decode(pair.rejected) for pair in pairs} == {"no" + tokenizer.eos_token}
     asked = [json.loads(messages) for messages in table["messages"]]
     rendered = [tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False) for turns in asked]

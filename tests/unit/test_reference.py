@@ -10,7 +10,7 @@ from mallowspo.errors import InputError
 from mallowspo.files import digest
 from mallowspo.models import load_model, load_tokenizer, make_made_up
 from mallowspo.packing import Row
-from mallowspo.pairs.tokens import header_length, tokenize_pairs
+from mallowspo.pairs.tokens import tokenize_pairs
 from mallowspo.reference import look_up, score_pairs, score_table, score_tokens
 from mallowspo.scoring import Scorer
 from mallowspo.settings import TokenSettings
@@ -138,7 +138,7 @@ def test_prompts_are_scored_once_and_not_once_a_side(folder, tokenizer, monkeypa
 
 
 def test_without_entropies_only_log_probabilities(folder, tokenizer):
-    pairs = tokenize_pairs(tokenizer, PAIRS, PLAIN)
+    pairs = list(tokenize_pairs(tokenizer, PAIRS, PLAIN))
     scorer = Scorer(load_model(folder), "float32")
     found, whole = score_pairs(scorer, pairs, 2), score_table(scorer, tokenizer, PAIRS, PLAIN, 2)
     assert found.columns.tolist() == ["pair_id", "chosen_logp", "chosen_tokens", "rejected_logp", "rejected_tokens"]
@@ -153,16 +153,15 @@ def test_a_header_longer_than_what_is_left_of_the_prompt(folder, tokenizer):
 
 
 def test_header_length_is_what_the_generation_prompt_adds(tokenizer):
-    messages = json.dumps([{"role": "user", "content": "hi"}])
-    assert header_length(tokenizer, messages, CHAT) == len(HEADER)
-    assert header_length(tokenizer, messages, PLAIN) == 0
+    for settings, header in ((CHAT, len(HEADER)), (PLAIN, 0)):
+        assert {pair.header for pair in tokenize_pairs(tokenizer, PAIRS, settings)} == {header}
 
 
 @torch.no_grad()
 def test_entropies_are_float32_at_any_dtype_of_the_model(folder, tokenizer):
     """A bfloat16 model's logits are rounded; the softmax over them is not, as the official code's is."""
     model = load_model(folder, weights=torch.bfloat16)
-    row = tokenize_pairs(tokenizer, PAIRS, PLAIN)[1]
+    row = list(tokenize_pairs(tokenizer, PAIRS, PLAIN))[1]
     _, _, entropy = next(score_tokens(Scorer(model, "float32"), [Row(row.prompt, row.chosen)], [[0]], ""))
     logits = model(torch.tensor([[*row.prompt, *row.chosen]])).logits[0, len(row.prompt) - 1 : -1]
     assert logits.dtype == torch.bfloat16

@@ -169,4 +169,4 @@ def test_pairs_carry_ids_flags_and_their_own_completeness():
 
 def test_a_pair_that_cannot_be_tokenized_is_named():
     with pytest.raises(InputError, match=r"^pair p1: the response '' has no tokens"):
-        tokenize_pairs(byte_tokenizer(), pair_table(chosen=""), PLAIN)
+        list(tokenize_pairs(byte_tokenizer(), pair_table(chosen=""), PLAIN))
