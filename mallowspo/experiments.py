@@ -71,7 +71,8 @@ def _one_line(source: str, model: type[BaseModel], error: ValidationError) -> st
     return f"{source}: " + " | ".join(messages)
 
 
-def _validate(model: type[Any], values: Any, source: str) -> Any:
+def validate(model: type[Any], values: Any, source: str) -> Any:
+    """Values of a YAML file as a settings class; what is wrong with them is an `InputError` of one line."""
     if not isinstance(values, dict):
         raise InputError(f"{source}: expected keys and values, found {type(values).__name__}")
     try:
@@ -98,7 +99,7 @@ def load_experiment(name: str) -> Experiment | Study:
     """Read and validate one experiment by name or path: a comparison, or the study that its `kind` says."""
     path = experiment_file(name)
     values = read_yaml(path)
-    experiment: Experiment | Study = _validate(_class_of(values, str(path)), values, str(path))
+    experiment: Experiment | Study = validate(_class_of(values, str(path)), values, str(path))
     return experiment
 
 
@@ -140,7 +141,7 @@ def settings_schema() -> dict[str, Any]:
 
 def load_workflow(values: dict[str, Any], source: str = "config/config.yaml") -> Workflow:
     """Validate the values of config/config.yaml (as Snakemake has merged them with --config)."""
-    workflow: Workflow = _validate(Workflow, values, source)
+    workflow: Workflow = validate(Workflow, values, source)
     return workflow
 
 

@@ -14,7 +14,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mallowspo.files import digest
-from mallowspo.judges.names import check_judge_name
+from mallowspo.judges.names import check_judge_name, check_reward_name
+from mallowspo.judges.settings import JudgeSettings
 from mallowspo.layout import REFERENCE
 from mallowspo.methods import CHOICES, METHODS
 
@@ -96,7 +97,7 @@ class OnPolicySettings(Section):
     @field_validator("judge")
     @classmethod
     def _judge(cls, value: str) -> str:
-        return check_judge_name(value)
+        return check_reward_name(value)
 
     @model_validator(mode="after")
     def _several_answers(self) -> "OnPolicySettings":
@@ -248,10 +249,39 @@ class ComparisonSettings(Section):
     seed: int = 0
 
 
+class AlpacaSettings(Section):
+    """Win rates, by AlpacaEval's own code."""
+
+    judge: str | None = Field(default=None, description="says which of two answers is better; default: the reward")
+    settings: JudgeSettings = JudgeSettings()
+    against: list[str] = Field(
+        default=["baseline"],
+        description="besides the reference policy: baseline (the comparison's), path:FILE or hub:ID@REVISION!FILE with "
+        "a published model's outputs to the same instructions",
+    )
+    difficulty: str | None = Field(
+        default=None, description="AlpacaEval's df_gamed.csv, for the official length-controlled win rate"
+    )
+
+    @field_validator("judge")
+    @classmethod
+    def _judge(cls, value: str | None) -> str | None:
+        return value and check_judge_name(value)
+
+    @field_validator("against")
+    @classmethod
+    def _against(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if not re.match(r"^(baseline|path:.+|hub:[^@\s]+@[^!\s]+!.+)$", name):
+                raise ValueError(f"'{name}' is none of baseline, path:FILE, hub:ID@REVISION!FILE")
+        return value
+
+
 class EvaluationSettings(Section):
     """What is measured on the test prompts and pairs."""
 
-    judge: str = Field(description="scores every answer; also AlpacaEval's judge")
+    judge: str = Field(description="the reward: scores every answer; also AlpacaEval's judge unless alpaca.judge is")
+    alpaca: AlpacaSettings = AlpacaSettings()
     kl_answers: int = Field(default=1, ge=1, description="answers to each prompt behind the KL estimate")
     lm_eval: LmEvalSettings | None = None
     comparison: ComparisonSettings = ComparisonSettings()
@@ -259,7 +289,7 @@ class EvaluationSettings(Section):
     @field_validator("judge")
     @classmethod
     def _judge(cls, value: str) -> str:
-        return check_judge_name(value)
+        return check_reward_name(value)
 
 
 class ReportSettings(Section):
@@ -381,7 +411,7 @@ STAGE_READS: dict[str, tuple[str, ...]] = {
     "train": ("model.precision", "tokens", "training"),
     "generate": ("model.precision", "tokens", "generation"),
     "score": ("model.precision", "tokens", "reference", "evaluation.judge", "evaluation.kl_answers"),
-    "alpaca": ("evaluation.judge",),
+    "alpaca": ("evaluation.judge", "evaluation.alpaca", "evaluation.comparison.baseline"),
     "lm-eval": ("model.precision", "evaluation.lm_eval"),
     "compare": ("methods", "seeds", "evaluation.comparison", "evaluation.lm_eval"),
     "report": ("title", "question", "report", "methods", "seeds", "evaluation"),

@@ -1,6 +1,11 @@
-"""Names of judges, checked without loading any."""
+"""Names of judges, checked without loading any.
+
+A reward scores one answer; a judge says which of two answers to an instruction is better. Every reward is a judge
+(the larger reward is better); the other kinds see both answers.
+"""
 
 import difflib
+import re
 
 #: Rewards that ship with the package: name in settings -> "module:function".
 REWARDS = {
@@ -8,15 +13,52 @@ REWARDS = {
     "reward:vowels": "mallowspo.judges.reward:vowels",
 }
 
+_MODEL = r"(path:[^#]+|hub:[^@#\s]+@[^#\s]+)"
+#: A sequence-classification model, and which of its numbers is the reward (a model of one number needs none named).
+CLASSIFIER = re.compile(rf"^reward:{_MODEL}(#(?P<number>logit|probability)=(?P<label>\S+))?$")
+FUNCTION = re.compile(r"^reward:[\w.]+:\w+$")
+#: Judges of two answers.
+PAIRWISE = re.compile(rf"^(logprob:{_MODEL}|openai:\S+|pairwise-table:.+)$")
 
-def check_judge_name(name: str) -> str:
-    """A known name, or `reward:MODULE:FUNCTION` for a function of one's own.
+KINDS = (
+    "reward:NAME, reward:MODULE:FUNCTION, reward:path:FOLDER, reward:hub:ID@REVISION, logprob:path:FOLDER, "
+    "logprob:hub:ID@REVISION, openai:MODEL, openai:ALPACAEVAL_ANNOTATOR, pairwise-table:FILE"
+)
+
+
+def check_reward_name(name: str) -> str:
+    """The name of something that scores one answer.
 
     Raises:
         ValueError: with the nearest known name.
     """
-    if name in REWARDS or (name.startswith("reward:") and name.count(":") == 2):
+    if name in REWARDS or CLASSIFIER.match(name) or (FUNCTION.match(name) and not _names_a_model(name)):
         return name
+    if PAIRWISE.match(name):
+        raise ValueError(
+            f"'{name}' compares two answers and gives no reward for one; name it under evaluation.alpaca.judge"
+        )
+    raise ValueError(_unknown(name, "your own is reward:MODULE:FUNCTION"))
+
+
+def check_judge_name(name: str) -> str:
+    """The name of something that compares two answers: a reward, or a judge that sees both.
+
+    Raises:
+        ValueError: with the nearest known name.
+    """
+    if PAIRWISE.match(name):
+        return name
+    if not name.startswith("reward:"):
+        raise ValueError(_unknown(name, f"kinds: {KINDS}"))
+    return check_reward_name(name)
+
+
+def _names_a_model(name: str) -> bool:
+    return name.split(":")[1] in ("path", "hub")
+
+
+def _unknown(name: str, ways: str) -> str:
     match = difflib.get_close_matches(name, REWARDS, n=1, cutoff=0.5)
-    hint = f"did you mean '{match[0]}'?" if match else f"known: {', '.join(REWARDS)}"
-    raise ValueError(f"unknown judge '{name}'; {hint} Your own is reward:MODULE:FUNCTION")
+    hint = f"did you mean '{match[0]}'?" if match else f"known: {', '.join(REWARDS)};"
+    return f"unknown judge '{name}'; {hint} {ways[0].upper()}{ways[1:]}"

@@ -1,13 +1,17 @@
 """Rewards: functions of (prompts, answers) that give one number an answer; larger is better."""
 
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from mallowspo.errors import InputError
-from mallowspo.judges.names import REWARDS, check_judge_name
+from mallowspo.files import sha256_file
+from mallowspo.judges.judge import NO_PREFERENCE, Judgement, Question
+from mallowspo.judges.names import CLASSIFIER, REWARDS, check_reward_name
 
 Reward = Callable[[Sequence[str], Sequence[str]], list[float]]
 
@@ -30,8 +34,15 @@ def vowels(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
 
 
 def load_reward(name: str) -> Reward:
-    """The reward function behind a judge's name (`reward:vader`, or `reward:MODULE:FUNCTION`)."""
-    target = REWARDS.get(check_judge_name(name), name.removeprefix("reward:"))
+    """The reward behind a judge's name (`reward:vader`, `reward:MODULE:FUNCTION`, `reward:path:FOLDER`)."""
+    try:
+        target = REWARDS.get(check_reward_name(name), name.removeprefix("reward:"))
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if CLASSIFIER.match(name):
+        from mallowspo.judges.classifier import load_classifier
+
+        return load_classifier(name)
     module, _, function = target.partition(":")
     try:
         reward: Reward = getattr(importlib.import_module(module), function)
@@ -40,14 +51,19 @@ def load_reward(name: str) -> Reward:
     return reward
 
 
-def judge_answers(name: str, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+def judge_answers(
+    name: str, prompts: Sequence[str], answers: Sequence[str], reward: Reward | None = None
+) -> list[float]:
     """Rewards of all answers.
+
+    Args:
+        reward: what `name` stands for, where it is loaded already.
 
     Raises:
         InputError: when the judge raises, or gives another number of values, or values that are not finite;
             the first such rows are named. No row is dropped.
     """
-    reward = load_reward(name)
+    reward = reward or load_reward(name)
     try:
         values = [float(value) for value in reward(prompts, answers)]
     except Exception as error:
@@ -61,3 +77,45 @@ def judge_answers(name: str, prompts: Sequence[str], answers: Sequence[str]) -> 
             f"first answer {answers[failed[0]][:60]!r}"
         )
     return values
+
+
+class RewardJudge:
+    """Prefers the answer with the larger reward; equal rewards are a tie. It sees one answer at a time, so order
+    cannot sway it.
+
+    Args:
+        name: of the reward.
+        known: rewards that are at hand, of (instruction, answer); only others are computed.
+    """
+
+    deterministic = True
+    batch = 1024
+    concurrency = 1
+
+    def __init__(self, name: str, known: dict[tuple[str, str], float] | None = None):
+        self.name = name
+        self.rewards = dict(known or {})
+        self._reward = load_reward(name)
+        # What a classifier depends on is its files; what a function depends on is at least the file it stands in.
+        self.content: dict[str, Any] = getattr(self._reward, "content", None) or {
+            "code": sha256_file(Path(inspect.getfile(self._reward)))
+        }
+
+    def ask(self, questions: Sequence[Question]) -> list[Judgement]:
+        shown = [
+            (question.instruction, answer) for question in questions for answer in (question.first, question.second)
+        ]
+        missing = [key for key in dict.fromkeys(shown) if key not in self.rewards]
+        if missing:
+            instructions, answers = zip(*missing, strict=True)
+            found = judge_answers(self.name, list(instructions), list(answers), self._reward)
+            self.rewards.update(zip(missing, found, strict=True))
+        return [self._compare(question) for question in questions]
+
+    def cost(self, question: Question) -> tuple[int, int]:
+        return 0, 0
+
+    def _compare(self, question: Question) -> Judgement:
+        first, second = (self.rewards[question.instruction, answer] for answer in (question.first, question.second))
+        preference = NO_PREFERENCE if first == second else 1.0 if first > second else 2.0
+        return Judgement(preference, raw=f"{first:.8g} against {second:.8g}")

@@ -10,11 +10,15 @@ import pytest
 
 from mallowspo.errors import InputError
 from mallowspo.evaluation import alpaca
+from mallowspo.evaluation.alpaca_eval_code import head_to_head
 from mallowspo.files import read_json, read_jsonl, read_parquet, write_jsonl, write_parquet
 from mallowspo.layout import Layout
+from mallowspo.settings import AlpacaSettings
 
 JUDGE = "reward:vowels"
-VIEW = SimpleNamespace(evaluation=SimpleNamespace(judge=JUDGE))
+VIEW = SimpleNamespace(
+    evaluation=SimpleNamespace(judge=JUDGE, alpaca=AlpacaSettings(), comparison=SimpleNamespace(baseline="dpo"))
+)
 
 #: Rewards of prompts p0..p3 at answer_index 0 and 1. Index 0: win, win, tie, loss; index 1: loss, win, win, win.
 METHOD_REWARDS = [[0.9, 0.2], [0.8, 0.7], [0.5, 0.6], [0.1, 0.4]]
@@ -108,15 +112,15 @@ def test_alpacaeval_switches_the_order_and_undoes_it() -> None:
         return 1.0 if first.startswith("ours") else 2.0
 
     count = 200  # more than the 128 that AlpacaEval judges at a time
-    numbers, wins = alpaca.head_to_head(rows_of("ours", count), rows_of("theirs", count), prefers_ours, "j", "m")
+    numbers, wins, _ = head_to_head(rows_of("ours", count), rows_of("theirs", count), prefers_ours, "j", "m")
     assert 0.3 < sum(first_shown) / count < 0.7, "both orders are shown"
     assert numbers["win_rate"] == 100.0 and numbers["n_total"] == count and set(wins.values()) == {1.0}
 
 
 def test_a_judge_that_votes_by_position_is_given_both_positions() -> None:
     ours, theirs = rows_of("ours", 200), rows_of("theirs", 200)
-    _, wins = alpaca.head_to_head(ours, theirs, lambda instruction, first, second: 1.0, "j", "m")
-    _, swapped = alpaca.head_to_head(theirs, ours, lambda instruction, first, second: 1.0, "j", "m")
+    _, wins, _ = head_to_head(ours, theirs, lambda instruction, first, second: 1.0, "j", "m")
+    _, swapped, _ = head_to_head(theirs, ours, lambda instruction, first, second: 1.0, "j", "m")
     # The order depends on the instruction alone: what is shown first wins, whichever side it comes from.
     assert wins == swapped and set(wins.values()) == {0.0, 1.0}
 
@@ -130,7 +134,7 @@ def test_texts_that_look_like_the_template_are_judged_as_they_are() -> None:
         return 1.0 if shown[1] == ours else 2.0
 
     rows, others = [{"instruction": instruction, "output": ours}], [{"instruction": instruction, "output": theirs}]
-    numbers, wins = alpaca.head_to_head(rows, others, judge, "j", "m")
+    numbers, wins, _ = head_to_head(rows, others, judge, "j", "m")
     assert wins == {instruction: 1.0} and numbers["standard_error"] is None
     assert seen <= {(instruction, ours, theirs), (instruction, theirs, ours)} and len(seen) == 1
 
@@ -141,16 +145,16 @@ def test_rows_a_judge_fails_on_are_named(reply: float) -> None:
         return reply if instruction in ("Prompt 1", "Prompt 4") else 1.0
 
     with pytest.raises(InputError, match=r"2 of 6 instructions, among them \['Prompt 1', 'Prompt 4'\]"):
-        alpaca.head_to_head(rows_of("ours", 6), rows_of("theirs", 6), fails_on_two, "j", "m")
+        head_to_head(rows_of("ours", 6), rows_of("theirs", 6), fails_on_two, "j", "m")
 
 
 def test_alpacaevals_own_count_must_be_ours() -> None:
     with pytest.raises(
         InputError, match=r"counted 2 comparisons of 2 instructions for 3 answers .*without a match: \['Prompt 2'\]"
     ):
-        alpaca.head_to_head(rows_of("ours", 3), rows_of("theirs", 2), lambda *_: 1.0, "j", "m")
+        head_to_head(rows_of("ours", 3), rows_of("theirs", 2), lambda *_: 1.0, "j", "m")
     with pytest.raises(InputError, match=r"of 2 instructions for 3 answers"):
-        alpaca.head_to_head([*rows_of("ours", 2), rows_of("new", 1)[0]], rows_of("theirs", 3), lambda *_: 1.0, "j", "m")
+        head_to_head([*rows_of("ours", 2), rows_of("new", 1)[0]], rows_of("theirs", 3), lambda *_: 1.0, "j", "m")
 
 
 def change_scores(layout: Layout, method: str, change: Any) -> None:

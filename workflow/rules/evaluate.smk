@@ -64,24 +64,48 @@ use rule score as score_reference with:
 ruleorder: score_reference > score
 
 
+def opponents(wildcards):
+    """What a run is compared with besides the reference: the baseline's answers and rewards, published outputs."""
+    evaluation, place = EXPERIMENTS[wildcards.experiment].evaluation, layout(wildcards.experiment)
+    baseline, against = evaluation.comparison.baseline, evaluation.alpaca.against
+    files = [source.removeprefix("path:") for source in against if source.startswith("path:")]
+    if "baseline" in against and wildcards.method != baseline:
+        run = (baseline, wildcards.seed)
+        files += [place.samples(*run), place.scores(*run) / "score.parquet"]
+    return files
+
+
+def if_a_judge_is_asked(of_model, otherwise):
+    """Threads, memory, time and GPUs are the model's only where the comparison does not go by rewards on file."""
+
+    def resource(wildcards):
+        return of_model(wildcards) if EXPERIMENTS[wildcards.experiment].evaluation.alpaca.judge else otherwise
+
+    return resource
+
+
 rule alpaca:
     input:
+        prompts=PATH.prompts,
+        opponents=opponents,
         answers=PATH.samples("{method}", "{seed}"),
         reference=PATH.samples(REFERENCE, 0),
         scores=SCORES / "score.parquet",
         reference_scores=PATH.scores(REFERENCE, 0) / "score.parquet",
     output:
         table=SCORES / "alpaca.parquet",
+        against=SCORES / "alpaca_against.parquet",
         summary=SCORES / "alpaca.json",
+        judge=SCORES / "judge.json",
     log:
         PATH.log("alpaca-{method}-{seed}"),
     benchmark:
         PATH.benchmark("alpaca-{method}-{seed}")
-    threads: 1
+    threads: if_a_judge_is_asked(threads_of, 1)
     resources:
-        mem_mb=2000,
-        runtime=60,
-        gpu=0,
+        mem_mb=if_a_judge_is_asked(memory_of, 2000),
+        runtime=if_a_judge_is_asked(minutes_of, 60),
+        gpu=if_a_judge_is_asked(gpus_of, 0),
     params:
         call=call,
         depends=stage("alpaca"),

@@ -1,0 +1,45 @@
+"""Folders of models that judge, and what identifies them."""
+
+from pathlib import Path
+from typing import Any
+
+from mallowspo.errors import InputError
+from mallowspo.files import read_json, sha256_file
+
+_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+def model_folder(source: str) -> Path:
+    """The local folder behind `path:FOLDER` or `hub:ID@REVISION` (from the hub's cache, or fetched into it).
+
+    Raises:
+        InputError: no such folder or revision, or no safetensors weights in it.
+    """
+    kind, _, place = source.partition(":")
+    folder = Path(place) if kind == "path" else _from_hub(place)
+    if not (folder / "config.json").exists() or not any(folder.glob("*.safetensors")):
+        raise InputError(f"judge's model '{source}': no config.json with *.safetensors in {folder}; give such a folder")
+    return folder
+
+
+def model_content(folder: Path) -> dict[str, Any]:
+    """Digests of the files that a model's numbers depend on; weights by the record of `mallowspo model` if there."""
+    record = folder / "source.json"
+    known: dict[str, str] = read_json(record)["files"] if record.exists() else {}
+    files = sorted({path for pattern in _FILES for path in folder.glob(pattern)} - {record})
+    return {path.name: known.get(path.name) or sha256_file(path) for path in files}
+
+
+def _from_hub(place: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    name, _, revision = place.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"judge's model 'hub:{place}': the hub could not be reached or has no such revision ({reason}); connect, "
+            "or download it elsewhere and use path:FOLDER"
+        ) from None
