@@ -112,10 +112,19 @@ def tokens(experiment: ExperimentName, results: Results = "results") -> None:
 
 
 @app.command()
-def reference(experiment: ExperimentName, results: Results = "results", threads: Threads = 0) -> None:
-    """Score every pair once with the reference policy: log-probabilities and entropies."""
+def reference(
+    experiment: ExperimentName,
+    results: Results = "results",
+    threads: Threads = 0,
+    shard: Annotated[
+        str | None, typer.Option(help="2/4: only the second quarter; without it what is missing, and the tables")
+    ] = None,
+) -> None:
+    """Score every pair once with the reference policy: log-probabilities and entropies; goes on where it was killed."""
     settings, layout, folder = _open(experiment, results, threads)
-    _stage("reference").run(settings.stage_view("reference"), layout, folder, settings.compute.device)
+    stage = _stage("reference")
+    part = stage.Shard.parse(shard) if shard else None
+    stage.run(settings.stage_view("reference"), layout, folder, settings.compute.device, part)
 
 
 @app.command()

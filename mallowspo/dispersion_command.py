@@ -15,8 +15,9 @@ from mallowspo.files import write_json, write_jsonl, write_parquet
 from mallowspo.layout import Layout
 from mallowspo.models import fetch, load_model, load_tokenizer, resolve_device, resolve_precision
 from mallowspo.pairs.build import check_rows, read_source
+from mallowspo.pairs.prepared import context_window
 from mallowspo.pairs.split import unit_draw
-from mallowspo.pairs.tokens import check_tokenizer
+from mallowspo.pairs.tokens import check_tokenizer, tokenize_pairs
 from mallowspo.reference import score_table
 from mallowspo.report.data_figures import HISTOGRAMS, dispersion_words
 from mallowspo.report.style import draw_files
@@ -29,7 +30,7 @@ from mallowspo.settings import (
     TokenSettings,
     nearest,
 )
-from mallowspo.weights import weigh, with_columns_of
+from mallowspo.weights import weigh, with_columns_of_model, with_votes
 
 TEXTS = ["pair_id", "prompt_id", "row", "prompt", "chosen", "rejected"]
 
@@ -151,13 +152,16 @@ def _score(view: Any, tokenizer: Any, pairs: pd.DataFrame, model_folder: Path) -
     """The reference table, with what the estimator reads besides, and what reference.json says of the vocabulary."""
     device = resolve_device("auto")
     scorer = Scorer(load_model(model_folder, device), resolve_precision("auto", device))
-    table = score_table(scorer, tokenizer, pairs, view.tokens, view.reference.pairs_per_batch)
+    tokenized = list(tokenize_pairs(tokenizer, pairs, view.tokens, context_window(model_folder)))
+    table = score_table(scorer, tokenized, tokenizer.eos_token_id, view.reference.tokens_per_batch)
     reference = {"vocabulary": scorer.vocabulary, "tokenizer_vocabulary": len(tokenizer)}
-    if view.dispersion.estimator in ("votes", "sampled"):
-        del scorer  # the answers are sampled from a model of their own: one in memory at a time
-        tables = ({"train": table}, {"train": pairs})
-        table = with_columns_of(view, *tables, reference["vocabulary"], model_folder, device)["train"]
-    return table, reference
+    tables = {"train": table}
+    if view.dispersion.estimator == "votes":
+        tables = with_votes(tables, {"train": pairs})
+    elif view.dispersion.asks_the_model:
+        del scorer  # a model of their own asks for more: one in memory at a time
+        tables = with_columns_of_model(view, tables, {"train": tokenized}, model_folder, device)
+    return tables["train"], reference
 
 
 def _draw(result: pd.DataFrame, folder: Path) -> None:

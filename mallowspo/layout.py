@@ -56,6 +56,14 @@ class Layout:
     def reference(self, split: str) -> Path:
         return self.root / "reference" / f"{split}.parquet"
 
+    def reference_parts(self, key: str) -> Path:
+        """Folder of the parts of a reference pass; shared by experiments with the same content, so it lies beside."""
+        return Path(self.results) / "references" / key
+
+    def reference_shard(self, number: str | int, count: str | int) -> Path:
+        """Which parts a shard of the reference pass left; written when they all are there."""
+        return self.root / "reference" / "shards" / f"{number}-of-{count}.json"
+
     @property
     def reference_summary(self) -> Path:
         return self.root / "reference" / "reference.json"

@@ -19,7 +19,7 @@ STAGE_MODULES = {
     "sample": "mallowspo.pairs.on_policy",
     "pairs": "mallowspo.pairs.build",
     "tokens": "mallowspo.pairs.prepared",
-    "reference": "mallowspo.reference",
+    "reference": "mallowspo.reference_pass",
     "dispersion": "mallowspo.weights",
     "train": "mallowspo.training",
     "generate": "mallowspo.evaluation.answers",

@@ -1,65 +1,53 @@
 """The predictive entropy of prompts, from answers sampled from the reference."""
 
-import json
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from mallowspo.dispersion import sampled_terms
 from mallowspo.generation import sample_answers
-from mallowspo.models import load_model, load_tokenizer, resolve_device, resolve_precision
 from mallowspo.packing import Row
-from mallowspo.pairs.tokens import tokenize_prompt
-from mallowspo.reference import in_parts, score_tokens
+from mallowspo.reference import Pairs, answer_batches, score_rows
 from mallowspo.scoring import Scorer
 from mallowspo.settings import SamplingSettings
 
 
-def sampled_columns(
-    view: Any, pairs: dict[str, pd.DataFrame], vocabulary: int, model_folder: Path, device: str
-) -> dict[str, pd.DataFrame]:
+def sampled_columns(view: Any, scorer: Scorer, tokenizer: Any, pairs: Mapping[str, Pairs]) -> dict[str, pd.DataFrame]:
     """For every pair of every split: pair_id, sampled_entropy, sampled_tokens and sampled_variance of its prompt.
 
     `view.dispersion.samples` answers to each prompt, of at most `view.tokens.max_response` tokens: past that an answer
     is cut off, and the entropy is that of its beginning.
     """
-    device = resolve_device(device)
-    precision = resolve_precision(view.model.precision, device)
-    tokenizer = load_tokenizer(model_folder)
-    model = load_model(model_folder, device)
-    prompts = pd.concat(pairs.values()).drop_duplicates("prompt_id")
-    ids = [
-        tokenize_prompt(tokenizer, row["prompt"], json.loads(row["messages"]), view.tokens)[0]
-        for row in prompts.to_dict("records")
-    ]
+    places: dict[tuple[int, ...], int] = {}
+    for part in pairs.values():
+        for pair in part:
+            places.setdefault(tuple(pair.prompt), len(places))
+    prompts = [list(prompt) for prompt in places]
     sampling = SamplingSettings(
         answers=view.dispersion.samples, max_new_tokens=view.tokens.max_response, seed=view.dispersion.seed
     )
-    rows_per_batch = 2 * view.reference.pairs_per_batch
-    sums, lengths = answer_entropies(model, tokenizer, ids, sampling, Scorer(model, precision), rows_per_batch)
-    terms = sampled_terms(sums, lengths, vocabulary)._asdict()
-    table = prompts[["prompt_id"]].assign(**{f"sampled_{name}": values for name, values in terms.items()})
-    return {split: part[["pair_id", "prompt_id"]].merge(table, on="prompt_id").drop(columns="prompt_id")
-            for split, part in pairs.items()}  # fmt: skip
+    sums, lengths = answer_entropies(tokenizer, prompts, sampling, scorer, view.reference.tokens_per_batch)
+    table = pd.DataFrame(sampled_terms(sums, lengths, scorer.vocabulary)._asdict()).add_prefix("sampled_")
+    columns = {}
+    for split, part in pairs.items():
+        of_prompts = table.iloc[[places[tuple(pair.prompt)] for pair in part]].reset_index(drop=True)
+        columns[split] = of_prompts.assign(pair_id=[pair.pair_id for pair in part])
+    return columns
 
 
 def answer_entropies(
-    model: Any,
-    tokenizer: Any,
-    prompts: list[list[int]],
-    sampling: SamplingSettings,
-    scorer: Scorer,
-    rows_per_batch: int,
+    tokenizer: Any, prompts: list[list[int]], sampling: SamplingSettings, scorer: Scorer, tokens_per_batch: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Summed token entropies (nats) and lengths of the answers sampled to each tokenized prompt: (P, K) each."""
-    answers = sample_answers(model, tokenizer, prompts, sampling)
+    answers = sample_answers(scorer.model, tokenizer, prompts, sampling)
     rows = [Row(prompts[answer.prompt_index], answer.token_ids) for answer in answers]
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt) + len(rows[index].response))
     sums = np.empty(len(rows))
-    for index, _, entropy in score_tokens(scorer, rows, in_parts(order, rows_per_batch), "scoring answers"):
-        sums[index] = entropy.sum()
+    for batch in tqdm(answer_batches(rows, tokens_per_batch), desc="scoring answers", mininterval=2):
+        scored = score_rows(scorer, [rows[index] for index in batch])
+        sums[batch] = [entropy.sum() for _, entropy in scored]
     # Answers come ordered by prompt, then answer.
     shape = (len(prompts), sampling.answers)
     return sums.reshape(shape), np.array([len(row.response) for row in rows], dtype=float).reshape(shape)

@@ -134,9 +134,14 @@ class PairsSettings(Section):
 
 
 class ReferenceSettings(Section):
-    """The reference pass."""
+    """The reference pass, and all other scoring without a gradient. None of this changes a result."""
 
-    pairs_per_batch: int = Field(default=4, ge=1)
+    tokens_per_batch: int = Field(
+        default=8192,
+        ge=1,
+        description="tokens of one forward: prompt, chosen and rejected of each pair; a longer pair runs alone",
+    )
+    shards: int = Field(default=1, ge=1, description="jobs that share the reference pass")
 
 
 class DispersionSettings(Section):
@@ -184,6 +189,11 @@ class DispersionSettings(Section):
         if self.normaliser != "sequences" and self.estimator != "paper_sum":
             raise ValueError(f"estimator '{self.estimator}' does not read normaliser; remove it")
         return self
+
+    @property
+    def asks_the_model(self) -> bool:
+        """Whether the estimator needs more of the reference policy than the reference table holds."""
+        return self.estimator in ("bigram", "sampled")
 
 
 class MethodSettings(Section):
@@ -382,14 +392,14 @@ class Experiment(Section):
 
     def stage_digest(self, stage: str, label: str | None = None) -> str:
         """Digest of what `stage` reads; with a label, of that method's settings too."""
-        read = [_jsonable(_dotted(self, key)) for key in STAGE_READS[stage]]
+        read = [_jsonable(_dotted(self, key)) for key in STAGE_READS[stage] if key not in CHANGES_NOTHING]
         method = self.methods[label].model_dump() if label in self.methods else None
         return digest([stage, read, method])
 
     @property
     def identity(self) -> str:
         """Digest of the resolved settings that a result depends on."""
-        return digest(self.model_dump(exclude={"title", "question", "compute"}))
+        return digest(self.model_dump(exclude={"title", "question", "compute", "reference"}))
 
 
 def _check_option(name: str, option: str, value: float | str) -> None:
@@ -406,17 +416,20 @@ STAGE_READS: dict[str, tuple[str, ...]] = {
     "model": ("model.source", "model.sha256"),
     "sample": ("model.precision", "tokens", "pairs"),
     "pairs": ("pairs", "tokens"),
-    "reference": ("model.precision", "tokens", "reference"),
-    "dispersion": ("model.precision", "tokens", "reference", "dispersion"),
+    "tokens": ("tokens",),
+    "reference": ("model.precision", "reference.tokens_per_batch"),
+    "dispersion": ("model.precision", "tokens", "reference.tokens_per_batch", "dispersion"),
     "train": ("model.precision", "tokens", "training"),
     "generate": ("model.precision", "tokens", "generation"),
-    "score": ("model.precision", "tokens", "reference", "evaluation.judge", "evaluation.kl_answers"),
+    "score": ("model.precision", "tokens", "reference.tokens_per_batch", "evaluation.judge", "evaluation.kl_answers"),
     "alpaca": ("evaluation.judge", "evaluation.alpaca", "evaluation.comparison.baseline"),
     "lm-eval": ("model.precision", "evaluation.lm_eval"),
     "compare": ("methods", "seeds", "evaluation.comparison", "evaluation.lm_eval"),
     "report": ("title", "question", "report", "methods", "seeds", "evaluation"),
     "track": ("title",),
 }
+#: What a stage may read and no result depends on, so that another value runs nothing again.
+CHANGES_NOTHING = ("reference.tokens_per_batch",)
 
 
 def _dotted(settings: Any, key: str) -> Any:

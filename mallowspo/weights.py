@@ -1,8 +1,9 @@
 """Stage "dispersion": from the reference table to each pair's dispersion index, weight and phi, and to the controls."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -26,40 +27,60 @@ from mallowspo.errors import InputError
 from mallowspo.files import read_json, read_parquet, write_json, write_parquet
 from mallowspo.layout import Layout
 
+if TYPE_CHECKING:
+    from mallowspo.reference import Pairs
+
 Tables = dict[str, pd.DataFrame]
 
 
 def run(view: Any, layout: Layout, model_folder: Path, device: str) -> None:
     """Write dispersion.parquet for both splits; the constant is calibrated on the training pairs alone.
 
-    The model is loaded only by the estimator "sampled".
+    The model is loaded only for an estimator that asks it for more than the reference table holds.
     """
     reference = read_json(layout.reference_summary)
     tables = {split: read_parquet(layout.reference(split)) for split in ("train", "test")}
-    if view.dispersion.estimator in ("votes", "sampled"):
-        pairs = {split: read_parquet(layout.pairs(split)) for split in tables}
-        tables = with_columns_of(view, tables, pairs, reference["vocabulary"], model_folder, device)
+    if view.dispersion.estimator == "votes":
+        tables = with_votes(tables, {split: read_parquet(layout.pairs(split)) for split in tables})
+    elif view.dispersion.asks_the_model:
+        # Only now: without it the stage needs no torch.
+        from mallowspo.pairs.prepared import open_tokens
+
+        pairs = {split: open_tokens(layout.tokens(split)) for split in tables}
+        tables = with_columns_of_model(view, tables, pairs, model_folder, device)
     places = {split: str(layout.reference(split)) for split in tables}
     result, summary = weigh(tables, view.dispersion, reference, places)
     write_parquet(layout.dispersion, result)
     write_json(layout.dispersion_summary, summary)
 
 
-def with_columns_of(
-    view: Any, tables: Tables, pairs: Tables, vocabulary: int, model_folder: Path, device: str
-) -> Tables:
-    """The reference tables with the columns that the estimators "votes" and "sampled" read besides.
+def with_votes(tables: Tables, pairs: Tables) -> Tables:
+    """The reference tables with the votes that the pairs carry, for the estimator "votes".
 
     Raises:
-        InputError: "votes", and a pair without votes.
+        InputError: a pair without votes.
     """
-    if view.dispersion.estimator == "votes":
-        extra = {split: _votes(table, split) for split, table in pairs.items()}
-    else:
-        # Only now: without it the stage needs no torch.
-        from mallowspo.sampled import sampled_columns
+    return _joined(tables, {split: _votes(table, split) for split, table in pairs.items()})
 
-        extra = sampled_columns(view, pairs, vocabulary, model_folder, device)
+
+def with_columns_of_model(
+    view: Any, tables: Tables, pairs: Mapping[str, "Pairs"], model_folder: Path, device: str
+) -> Tables:
+    """The reference tables with what the estimator asks the reference policy besides."""
+    from mallowspo.bigrams import bigram_columns
+    from mallowspo.models import load_model, load_tokenizer, resolve_device, resolve_precision
+    from mallowspo.sampled import sampled_columns
+    from mallowspo.scoring import Scorer
+
+    device = resolve_device(device)
+    scorer = Scorer(load_model(model_folder, device), resolve_precision(view.model.precision, device))
+    tokenizer = load_tokenizer(model_folder)
+    if view.dispersion.estimator == "bigram":
+        return _joined(tables, bigram_columns(scorer, tokenizer.bos_token_id, pairs))
+    return _joined(tables, sampled_columns(view, scorer, tokenizer, pairs))
+
+
+def _joined(tables: Tables, extra: Tables) -> Tables:
     return {split: table.merge(extra[split], on="pair_id", validate="one_to_one") for split, table in tables.items()}
 
 

@@ -131,7 +131,6 @@ def _reference_and_dispersion(layout: Layout, generator: np.random.Generator, pa
         frame[f"{side}_entropy"] = 2.0 * tokens
         frame[f"{side}_first_entropy"], frame[f"{side}_end_entropy"] = 2.5, 1.5
         frame[f"{side}_has_end"] = True
-        frame[f"{side}_bigram_entropy"] = 2.2 * (tokens - 1)
     frame["prompt_tokens"], frame["header_tokens"] = 9, 0
     frame["prompt_logp"], frame["prompt_entropy"], frame["header_entropy"] = -27.0, 18.0, 0.0
     for split in ("train", "test"):

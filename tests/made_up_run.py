@@ -7,11 +7,12 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from mallowspo import reference, weights
+from mallowspo import reference_pass, weights
 from mallowspo.experiments import load_experiment
 from mallowspo.files import digest, write_parquet
 from mallowspo.layout import Layout
 from mallowspo.models import fetch
+from mallowspo.pairs import prepared
 from mallowspo.settings import Experiment
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +64,7 @@ def prepare(folder: Path, pairs: int = 12, **settings: object) -> tuple[Experime
     model_folder = layout.model(experiment.model.key)
     fetch(experiment.model.source, None, model_folder)
     write_pairs(layout, pairs)
-    reference.run(experiment.stage_view("reference"), layout, model_folder, "cpu")
+    prepared.run(experiment.stage_view("tokens"), layout, model_folder)
+    reference_pass.run(experiment.stage_view("reference"), layout, model_folder, "cpu")
     weights.run(experiment.stage_view("dispersion"), layout, model_folder, "cpu")
     return experiment, layout, model_folder

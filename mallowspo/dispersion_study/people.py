@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mallowspo.bigrams import bigram_columns
 from mallowspo.dispersion_study.association import RankCorrelation, rank_correlations, spearman
 from mallowspo.dispersion_study.estimators import binary_entropy, choice_entropy, filled, indices
 from mallowspo.dispersion_study.settings import PeopleSettings, StatisticsSettings
 from mallowspo.errors import InputError
 from mallowspo.files import digest
 from mallowspo.pairs.sources import read_rows
+from mallowspo.pairs.tokens import tokenize_pairs
 from mallowspo.reference import score_table
 from mallowspo.scoring import Scorer
 from mallowspo.settings import PairsSettings
@@ -145,7 +147,10 @@ def score(
     everything = read_votes(path, settings.wording)
     votes = draw(everything, settings.max_pairs, seed)
     pairs = as_pairs(votes, settings.tokens.template)
-    reference = score_table(scorer, tokenizer, pairs, settings.tokens, settings.pairs_per_batch)
+    tokenized = list(tokenize_pairs(tokenizer, pairs, settings.tokens))
+    reference = score_table(scorer, tokenized, tokenizer.eos_token_id, settings.tokens_per_batch)
+    bigrams = bigram_columns(scorer, tokenizer.bos_token_id, {name: tokenized})[name]
+    reference = reference.merge(bigrams, on="pair_id", validate="one_to_one")
     found = indices(reference, scorer.vocabulary)
     undefined = sum(int(np.isnan(index).sum()) for index in found.values())
     logp = {side: reference[f"{side}_logp"].to_numpy() for side in ("chosen", "rejected")}

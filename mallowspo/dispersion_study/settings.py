@@ -104,7 +104,9 @@ class PeopleSettings(Section):
     )
     tokens: TokenSettings = TokenSettings(template="plain")
     max_pairs: int | None = Field(default=None, ge=20, description="a seeded draw of that many pairs a file")
-    pairs_per_batch: int = Field(default=16, ge=1)
+    tokens_per_batch: int = Field(
+        default=8192, ge=1, description="tokens of one forward: prompt and both answers of each pair"
+    )
     effect: float = Field(default=0.1, gt=0, lt=1, description="correlation whose detection the power is given for")
 
     @field_validator("files")

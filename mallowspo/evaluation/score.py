@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from mallowspo.files import read_jsonl, read_parquet, write_parquet
 from mallowspo.judges.reward import judge_answers
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.models import load_model, load_tokenizer, resolve_device, resolve_precision
-from mallowspo.packing import Row, make_batch
-from mallowspo.pairs.tokens import tokenize_pairs, tokenize_prompt
-from mallowspo.reference import look_up, score_pairs
+from mallowspo.packing import Row
+from mallowspo.pairs.prepared import open_tokens
+from mallowspo.pairs.tokens import tokenize_prompt
+from mallowspo.reference import answer_batches, look_up, score_pairs, score_rows
 from mallowspo.scoring import Scorer
 
 
@@ -36,11 +36,11 @@ def run(view: Any, layout: Layout, model_folder: Path, method: str, seed: int, d
     else:
         policy = Scorer(load_model(layout.run(method, seed) / "model", device), precision)
         rows = _rows(measured, layout, model_folder, view)
-        log_policy = _score_rows(policy, rows, view.reference.pairs_per_batch)
-        _write_pairs(policy, view, layout, model_folder, method, seed)
+        log_policy = _score_rows(policy, rows, view.reference.tokens_per_batch)
+        _write_pairs(policy, view, layout, method, seed)
         del policy  # one model in memory at a time
         reference = Scorer(load_model(model_folder, device), precision)
-        measured["kl"] = log_policy - _score_rows(reference, rows, view.reference.pairs_per_batch)
+        measured["kl"] = log_policy - _score_rows(reference, rows, view.reference.tokens_per_batch)
     parts = [_long(answers, metric, judge if metric == "reward" else "") for metric in ("reward", "tokens", "complete")]
     parts.append(_long(measured, "kl", ""))
     write_parquet(layout.scores(method, seed) / "score.parquet", pd.concat(parts, ignore_index=True))
@@ -61,29 +61,24 @@ def _rows(answers: pd.DataFrame, layout: Layout, model_folder: Path, view: Any) 
     return [Row(prompts[row["prompt_id"]], list(row["token_ids"])) for row in answers.to_dict("records")]
 
 
-def _score_rows(scorer: Scorer, rows: list[Row], pairs_per_batch: int) -> np.ndarray:
+def _score_rows(scorer: Scorer, rows: list[Row], tokens_per_batch: int) -> np.ndarray:
     """Summed log-probability of each row's response, nats, in the order given."""
-    size = 2 * pairs_per_batch
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt) + len(rows[index].response))
     values = np.empty(len(rows))
-    for start in tqdm(range(0, len(rows), size), desc="scoring answers", mininterval=2):
-        part = order[start : start + size]
-        with torch.no_grad():
-            values[part] = scorer(make_batch([rows[index] for index in part])).logp.cpu().numpy()
+    for batch in tqdm(answer_batches(rows, tokens_per_batch), desc="scoring answers", mininterval=2):
+        scored = score_rows(scorer, [rows[index] for index in batch], want_entropy=False)
+        values[batch] = [logp.sum() for logp, _ in scored]
     return values
 
 
-def _write_pairs(policy: Scorer, view: Any, layout: Layout, model_folder: Path, method: str, seed: int) -> None:
+def _write_pairs(policy: Scorer, view: Any, layout: Layout, method: str, seed: int) -> None:
     """Implicit reward margins of the held-out pairs, against the reference table."""
-    table = read_parquet(layout.pairs("test"))
-    pairs = list(tokenize_pairs(load_tokenizer(model_folder), table, view.tokens))
-    scored = score_pairs(policy, pairs, view.reference.pairs_per_batch)
+    scored = score_pairs(policy, open_tokens(layout.tokens("test")), view.reference.tokens_per_batch)
     reference = look_up(
         read_parquet(layout.reference("test")), scored["pair_id"].tolist(), str(layout.reference("test"))
     )
     chosen = scored["chosen_logp"] - reference["chosen_logp"]
     rejected = scored["rejected_logp"] - reference["rejected_logp"]
-    result = table[["pair_id", "prompt_id"]].merge(scored[["pair_id", "chosen_logp", "rejected_logp"]], on="pair_id")
-    # Both tables now stand in the order of pairs/test.parquet; `look_up` put the reference's rows in it by id.
-    result = result.assign(margin=chosen - rejected, correct=0.5 + 0.5 * np.sign(chosen - rejected))
+    scored = scored.assign(margin=chosen - rejected, correct=0.5 + 0.5 * np.sign(chosen - rejected))
+    prompts = read_parquet(layout.pairs("test"))[["pair_id", "prompt_id"]]
+    result = prompts.merge(scored.drop(columns=["chosen_tokens", "rejected_tokens"]), on="pair_id")
     write_parquet(layout.scores(method, seed) / "pairs.parquet", result)

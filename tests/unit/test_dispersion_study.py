@@ -357,7 +357,7 @@ rankings: {{phis: [0.4, 0.6, 0.9], items: [2, 3], annotators: [5, 20]}}
 chain: {{prompts: 24, max_tokens: 8, mean_lengths: [3, 6]}}
 people:
   files: ["{source}"]
-  pairs_per_batch: 8
+  tokens_per_batch: 500
 statistics: {{resamples: 99, permutations: 99}}
 """
 
@@ -392,8 +392,8 @@ def test_wrong_settings_are_told(tmp_path):
     for old, new, message in (
         ("0.9]", "1.0]", "every phi must lie between 0 and 1"),
         ("items: [2, 3]", "items: [1, 3]", "from 2 to 12 items"),
-        ("pairs_per_batch: 8", "pair_per_batch: 8", "did you mean 'pairs_per_batch'"),
-        ("pairs_per_batch: 8", "wording: only {obs1}", "must hold {obs1} and {obs2}"),
+        ("tokens_per_batch: 500", "token_per_batch: 500", "did you mean 'tokens_per_batch'"),
+        ("tokens_per_batch: 500", "wording: only {obs1}", "must hold {obs1} and {obs2}"),
     ):
         path.write_text(SETTINGS.format(source="path:${VOTES_FOLDER}/x").replace(old, new))
         with pytest.raises(InputError) as error:

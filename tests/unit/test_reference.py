@@ -11,7 +11,7 @@ from mallowspo.files import digest
 from mallowspo.models import load_model, load_tokenizer, make_made_up
 from mallowspo.packing import Row
 from mallowspo.pairs.tokens import tokenize_pairs
-from mallowspo.reference import look_up, score_pairs, score_table, score_tokens
+from mallowspo.reference import answer_batches, look_up, score_pairs, score_rows, score_table
 from mallowspo.scoring import Scorer
 from mallowspo.settings import TokenSettings
 
@@ -62,8 +62,12 @@ def entropies_and_logp(model, ids):
     return -(law.exp() * law).sum(dim=-1), law[torch.arange(len(ids) - 1), torch.tensor(ids[1:], dtype=torch.long)]
 
 
+def table_of(folder, tokenizer, settings, tokens_per_batch=200):
+    pairs = list(tokenize_pairs(tokenizer, PAIRS, settings))
+    return score_table(Scorer(load_model(folder), "float32"), pairs, tokenizer.eos_token_id, tokens_per_batch)
+
+
 def expected_row(model, tokenizer, pair, header):
-    start = [tokenizer.bos_token_id] if pair.prompt[0] == tokenizer.bos_token_id else []
     entropy, logp = entropies_and_logp(model, pair.prompt)
     proper = max(0, len(pair.prompt) - 1 - header)
     row = {
@@ -77,7 +81,6 @@ def expected_row(model, tokenizer, pair, header):
         response = getattr(pair, side)
         entropy, logp = (values[-len(response) :] for values in entropies_and_logp(model, [*pair.prompt, *response]))
         ended = response[-1] == tokenizer.eos_token_id
-        alone = [float(entropies_and_logp(model, [*start, token, 0])[0][-1]) for token in response[:-1]]
         row |= {
             f"{side}_logp": float(logp.sum()),
             f"{side}_tokens": len(response),
@@ -85,15 +88,14 @@ def expected_row(model, tokenizer, pair, header):
             f"{side}_first_entropy": float(entropy[0]),
             f"{side}_end_entropy": float(entropy[-1]) if ended else 0.0,
             f"{side}_has_end": ended,
-            f"{side}_bigram_entropy": sum(alone),
         }
     return row
 
 
 @pytest.mark.parametrize("settings", [PLAIN, CHAT], ids=["plain", "chat"])
-@pytest.mark.parametrize("pairs_per_batch", [1, 3])
-def test_every_column_against_full_logits(folder, tokenizer, settings, pairs_per_batch):
-    found = score_table(Scorer(load_model(folder), "float32"), tokenizer, PAIRS, settings, pairs_per_batch)
+@pytest.mark.parametrize("tokens_per_batch", [1, 70, 1000])
+def test_every_column_against_full_logits(folder, tokenizer, settings, tokens_per_batch):
+    found = table_of(folder, tokenizer, settings, tokens_per_batch)
     model, header = load_model(folder).double(), len(HEADER) if settings.template == "chat" else 0
     assert found["pair_id"].tolist() == PAIRS["pair_id"].tolist()
     for index, tokenized in enumerate(tokenize_pairs(tokenizer, PAIRS, settings)):
@@ -104,9 +106,7 @@ def test_every_column_against_full_logits(folder, tokenizer, settings, pairs_per
 
 
 def test_what_the_rows_are(folder, tokenizer):
-    plain, chat = (
-        score_table(Scorer(load_model(folder), "float32"), tokenizer, PAIRS, settings, 2) for settings in (PLAIN, CHAT)
-    )
+    plain, chat = (table_of(folder, tokenizer, settings) for settings in (PLAIN, CHAT))
     assert plain["prompt_tokens"].tolist() == [4, 22, 4, 0]
     assert plain.loc[3, ["prompt_logp", "prompt_entropy"]].tolist() == [0.0, 0.0]
     assert plain["header_tokens"].tolist() == [0, 0, 0, 0]
@@ -116,7 +116,6 @@ def test_what_the_rows_are(folder, tokenizer):
     assert plain["chosen_tokens"].tolist() == [5, 5, 1, 3]
     assert plain["chosen_has_end"].tolist() == [True, True, False, True]
     assert plain["rejected_has_end"].tolist() == [False, False, True, True]  # not complete; cut; complete
-    assert plain.loc[2, "chosen_bigram_entropy"] == 0
     assert plain.loc[2, "chosen_entropy"] == plain.loc[2, "chosen_first_entropy"]
 
 
@@ -130,24 +129,23 @@ def test_prompts_are_scored_once_and_not_once_a_side(folder, tokenizer, monkeypa
         return kept(batch, want_entropy)
 
     monkeypatch.setattr(scorer, "token_scores", spy)
-    table = score_table(scorer, tokenizer, PAIRS, PLAIN, 2)
+    pairs = list(tokenize_pairs(tokenizer, PAIRS, PLAIN))
+    table = score_table(scorer, pairs, tokenizer.eos_token_id, 60)
     sides = int(table["chosen_tokens"].sum() + table["rejected_tokens"].sum())
-    single = len({token for pair in tokenize_pairs(tokenizer, PAIRS, PLAIN) for side in (pair.chosen, pair.rejected)
-                  for token in side[:-1]})  # fmt: skip
-    assert sum(scored) == sides + single + 4 + 22
+    assert sum(scored) == sides + 4 + 22
 
 
 def test_without_entropies_only_log_probabilities(folder, tokenizer):
     pairs = list(tokenize_pairs(tokenizer, PAIRS, PLAIN))
     scorer = Scorer(load_model(folder), "float32")
-    found, whole = score_pairs(scorer, pairs, 2), score_table(scorer, tokenizer, PAIRS, PLAIN, 2)
+    found, whole = score_pairs(scorer, pairs, 60), score_table(scorer, pairs, tokenizer.eos_token_id, 60)
     assert found.columns.tolist() == ["pair_id", "chosen_logp", "chosen_tokens", "rejected_logp", "rejected_tokens"]
     pd.testing.assert_frame_equal(found, whole[found.columns])
 
 
 def test_a_header_longer_than_what_is_left_of_the_prompt(folder, tokenizer):
     short = TokenSettings(template="chat", max_prompt=5, max_response=12)
-    table = score_table(Scorer(load_model(folder), "float32"), tokenizer, PAIRS, short, 2)
+    table = table_of(folder, tokenizer, short)
     assert table["prompt_tokens"].tolist() == [0] * 4
     assert table["header_tokens"].tolist() == [4] * 4
 
@@ -162,7 +160,7 @@ def test_entropies_are_float32_at_any_dtype_of_the_model(folder, tokenizer):
     """A bfloat16 model's logits are rounded; the softmax over them is not, as the official code's is."""
     model = load_model(folder, weights=torch.bfloat16)
     row = list(tokenize_pairs(tokenizer, PAIRS, PLAIN))[1]
-    _, _, entropy = next(score_tokens(Scorer(model, "float32"), [Row(row.prompt, row.chosen)], [[0]], ""))
+    [(_, entropy)] = score_rows(Scorer(model, "float32"), [Row(row.prompt, row.chosen)])
     logits = model(torch.tensor([[*row.prompt, *row.chosen]])).logits[0, len(row.prompt) - 1 : -1]
     assert logits.dtype == torch.bfloat16
 
@@ -171,6 +169,19 @@ def test_entropies_are_float32_at_any_dtype_of_the_model(folder, tokenizer):
         return -(law.exp() * law).sum(dim=-1).double().numpy()
 
     assert abs(entropy - of(logits.double())).max() < 1e-5 < 1e-3 < abs(of(logits) - of(logits.double())).max()
+
+
+def test_the_table_does_not_depend_on_the_batches(folder, tokenizer):
+    tables = [table_of(folder, tokenizer, CHAT, tokens_per_batch) for tokens_per_batch in (1, 60, 1000)]
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(tables[0], table, check_exact=True)
+
+
+def test_answers_to_a_prompt_go_together_as_far_as_they_fit():
+    rows = [Row(prompt, [0] * length) for prompt, length in (([1], 3), ([2, 2], 1), ([1], 1), ([1], 4), ([3], 30))]
+    assert answer_batches(rows, 7) == [[1], [2, 0], [3], [4]]
+    assert answer_batches(rows, 8) == [[1, 2, 0], [3], [4]]
+    assert answer_batches(rows, 1000) == [[1, 2, 0, 3, 4]]
 
 
 def test_joins_go_by_id():

@@ -167,6 +167,73 @@ def test_pairs_carry_ids_flags_and_their_own_completeness():
     assert (pair.prompt_truncated, pair.chosen_truncated, pair.rejected_truncated) == (False, False, True)
 
 
+@pytest.mark.parametrize(
+    ("window", "prompt", "chosen", "rejected"),
+    [
+        (None, "<s>sk me that", "yes</s>", "no no n"),
+        (19, "<s>sk me that", "yes</s>", "no no n"),
+        (12, "<s>that", "yes</s>", "no no n"),
+        (8, "<s>", "yes</s>", "no no n"),  # a prompt keeps one token
+        (3, "<s>", "ye", "no"),  # so a response may have the window but for one
+    ],
+)
+def test_a_pair_longer_than_the_window_loses_the_left_of_its_prompt(window, prompt, chosen, rejected):
+    tokenizer = byte_tokenizer(adds_bos=True)
+    settings = TokenSettings(template="plain", max_prompt=11, max_response=7)
+    [pair] = tokenize_pairs(tokenizer, pair_table(prompt="ask me that", rejected="no no no"), settings, window)
+    shown = [text(tokenizer, ids) for ids in (pair.prompt, pair.chosen, pair.rejected)]
+    assert shown == [prompt, chosen, rejected]
+    assert (pair.prompt_truncated, pair.chosen_truncated) == (True, chosen != "yes</s>")
+
+
+def test_a_pair_that_just_fits_the_window_is_whole():
+    settings = TokenSettings(template="plain", max_prompt=50, max_response=50)
+    tables = pair_table(prompt="ask", rejected="no no no")
+    whole, cut = (next(tokenize_pairs(byte_tokenizer(), tables, settings, window)) for window in (11, 10))
+    assert (len(whole.prompt), whole.prompt_truncated) == (3, False)
+    assert (len(cut.prompt), cut.prompt_truncated) == (2, True)
+
+
+#: Writes a user's words otherwise once they are answered, as templates do that leave out earlier reasoning.
+FORGETFUL = (
+    "{% for m in messages %}{{ m.role[0] }}{{ m.content[:2] if messages[-1].role == 'assistant' else m.content }}\n"
+    "{% endfor %}{% if add_generation_prompt %}a{% endif %}"
+)
+#: Knows no generation prompt; a response has a header all the same.
+HEADLESS = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+#: Needs no header: what ends the user's turn begins the answer.
+INST = "{% for m in messages %}{{ '[' + m.content + ']' if m.role == 'user' else ' ' + m.content + '\n' }}{% endfor %}"
+
+
+def template_facts(template, **changes):
+    [pair] = tokenize_pairs(byte_tokenizer(chat_template=template), pair_table(**changes), CHAT)
+    return pair.header, pair.prefix_changed
+
+
+def test_a_template_that_changes_the_prompt_once_it_is_answered_is_told():
+    long = json.dumps([{"role": "user", "content": "a long question"}])
+    assert template_facts(FORGETFUL, messages=long) == (1, True)
+    assert template_facts(FORGETFUL) == (1, False)  # its question has two letters
+    assert template_facts(TURNS, messages=long) == (1, False)
+
+
+def test_the_rows_of_such_a_template_are_what_the_policy_generates_from():
+    tokenizer = byte_tokenizer(chat_template=FORGETFUL)
+    long = json.dumps([{"role": "user", "content": "a long question"}])
+    [pair] = tokenize_pairs(tokenizer, pair_table(messages=long), CHAT)
+    assert text(tokenizer, [*pair.prompt, *pair.chosen]) == "ua long question\nayes</s>"
+
+
+def test_a_template_without_a_generation_prompt_is_refused_if_responses_have_a_header():
+    with pytest.raises(InputError, match=r"^pair p1: the chat template writes 'assistant:' before a response, but not"):
+        template_facts(HEADLESS)
+    assert template_facts(INST) == (0, False)
+
+
+def test_a_template_that_drops_the_response_is_no_reason_to_refuse():
+    assert template_facts("{% for m in messages %}{{ m.content if m.role == 'user' }}{% endfor %}") == (0, False)
+
+
 def test_a_pair_that_cannot_be_tokenized_is_named():
     with pytest.raises(InputError, match=r"^pair p1: the response '' has no tokens"):
         list(tokenize_pairs(byte_tokenizer(), pair_table(chosen=""), PLAIN))

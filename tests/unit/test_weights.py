@@ -1,5 +1,6 @@
 """The stage "dispersion": its tables by value for every estimator, what it counts, and what it refuses."""
 
+import dataclasses
 import json
 import math
 
@@ -9,11 +10,13 @@ import pytest
 import torch
 
 from mallowspo import weights
+from mallowspo.bigrams import bigram_columns
 from mallowspo.dispersion import ESTIMATORS, Convention, Terms
 from mallowspo.errors import InputError
 from mallowspo.files import read_json, read_parquet, write_json
 from mallowspo.generation import sample_answers
 from mallowspo.models import load_model, load_tokenizer
+from mallowspo.pairs.prepared import open_tokens
 from mallowspo.pairs.tokens import tokenize_prompt
 from mallowspo.sampled import answer_entropies
 from mallowspo.scoring import Scorer
@@ -36,7 +39,7 @@ def stage(prepared, **dispersion):
     return read_parquet(layout.dispersion), read_json(layout.dispersion_summary)
 
 
-@pytest.mark.parametrize("estimator", ["entropy", "chosen", "rejected", "prompt", "paper_sum", "bigram"])
+@pytest.mark.parametrize("estimator", ["entropy", "chosen", "rejected", "prompt", "paper_sum"])
 def test_each_estimator_of_the_reference_table(prepared, estimator):
     found, summary = stage(prepared, estimator=estimator)
     layout = prepared[1]
@@ -200,6 +203,36 @@ def test_pairs_without_votes_are_refused(prepared):
         stage(prepared, estimator="votes")
 
 
+def test_bigram_entropies_are_asked_of_the_model(prepared):
+    _, layout, model_folder = prepared
+    found, summary = stage(prepared, estimator="bigram")
+    tokenizer, exact = load_tokenizer(model_folder), load_model(model_folder).double()
+    index = found.set_index("pair_id")["dispersion_index"]
+    for pair in open_tokens(layout.tokens("test")):
+        assert pair.prompt[0] != tokenizer.bos_token_id
+        sides = []
+        for response in (pair.chosen, pair.rejected):
+            with torch.no_grad():
+                law = torch.log_softmax(exact(torch.tensor(response[:-1])[:, None]).logits[:, 0], dim=-1)
+            sides.append(float(-(law.exp() * law).sum(dim=-1).mean()) / math.log(summary["vocabulary"]))
+        assert index[pair.pair_id] == pytest.approx(sum(sides) / 2, abs=1e-5)
+    assert "chosen_bigram_entropy" not in read_parquet(layout.reference("test"))
+
+
+def test_bigrams_begin_where_the_prompts_do(prepared):
+    _, layout, model_folder = prepared
+    tokenizer, scorer = load_tokenizer(model_folder), Scorer(load_model(model_folder), "float32")
+    start = tokenizer.bos_token_id
+    [pair] = open_tokens(layout.tokens("test"))[:1]
+    begun = dataclasses.replace(pair, prompt=[start, *pair.prompt], chosen=pair.chosen[:1])
+    table = bigram_columns(scorer, start, {"test": [begun]})["test"]
+    with torch.no_grad():
+        given = torch.tensor([[start, token] for token in begun.rejected[:-1]])
+        law = torch.log_softmax(load_model(model_folder).double()(given).logits[:, 1], dim=-1)
+    assert table["rejected_bigram_entropy"].tolist() == pytest.approx([float(-(law.exp() * law).sum())], abs=1e-3)
+    assert table["chosen_bigram_entropy"].tolist() == [0]  # one token follows no token of its own
+
+
 def test_sampled_answers_of_the_reference(prepared):
     found, _ = stage(prepared, estimator="sampled", samples=3)
     again, _ = stage(prepared, estimator="sampled", samples=3)
@@ -221,7 +254,7 @@ def test_answer_entropies_are_those_of_the_sampled_tokens(prepared):
     rows = read_parquet(layout.pairs("test")).to_dict("records")
     prompts = [tokenize_prompt(tokenizer, row["prompt"], json.loads(row["messages"]), tokens)[0] for row in rows]
     sampling = SamplingSettings(answers=2, max_new_tokens=10)
-    sums, lengths = answer_entropies(model, tokenizer, prompts, sampling, Scorer(model, "float32"), 3)
+    sums, lengths = answer_entropies(tokenizer, prompts, sampling, Scorer(model, "float32"), 60)
     assert sums.shape == lengths.shape == (4, 2)
     exact = load_model(model_folder).double()
     for answer in sample_answers(model, tokenizer, prompts, sampling):

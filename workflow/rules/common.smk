@@ -37,6 +37,8 @@ wildcard_constraints:
     method="[a-z][a-z0-9_]*",
     seed="-?[0-9]+",
     split="train|test",
+    shard="[0-9]+",
+    shards="[0-9]+",
 
 
 def layout(name):
@@ -111,6 +113,19 @@ def pair_sources(wildcards):
     return [place] if kind == "path" else []
 
 
+def tokens_for_scoring(wildcards):
+    """What the reference scores: both splits, and itself."""
+    place = layout(wildcards.experiment)
+    return [model_folder(wildcards), place.tokens_summary, *(place.tokens(split) for split in ("train", "test"))]
+
+
+def reference_shards(wildcards):
+    """Shares of the reference pass that are computed before its tables are put together; none where it is one job."""
+    count = EXPERIMENTS[wildcards.experiment].reference.shards
+    shards = range(1, count + 1) if count > 1 else []
+    return [layout(wildcards.experiment).reference_shard(shard, count) for shard in shards]
+
+
 def dispersion_table(wildcards):
     """Read by a method that needs it, and by no other: DPO does not train again when the weights change."""
     name = EXPERIMENTS[wildcards.experiment].methods[wildcards.method].method
@@ -118,18 +133,19 @@ def dispersion_table(wildcards):
 
 
 def beside_the_reference_table(wildcards):
-    """What the chosen estimator reads besides: votes stand in the pairs; answers are sampled from the model."""
-    estimator = EXPERIMENTS[wildcards.experiment].dispersion.estimator
-    pairs = [layout(wildcards.experiment).pairs(split) for split in ("train", "test")]
-    return {"votes": pairs, "sampled": [*pairs, model_folder(wildcards)]}.get(estimator, [])
+    """What the chosen estimator reads besides: votes stand in the pairs; some ask the model for more."""
+    dispersion = EXPERIMENTS[wildcards.experiment].dispersion
+    if dispersion.estimator == "votes":
+        return [layout(wildcards.experiment).pairs(split) for split in ("train", "test")]
+    return tokens_for_scoring(wildcards) if dispersion.asks_the_model else []
 
 
-def if_sampled(of_model, otherwise):
-    """Threads, memory, time and GPUs are the model's only where answers are sampled."""
+def if_from_the_model(of_model, otherwise):
+    """Threads, memory, time and GPUs are the model's only where the estimator asks it."""
 
     def resource(wildcards):
-        sampled = EXPERIMENTS[wildcards.experiment].dispersion.estimator == "sampled"
-        return of_model(wildcards) if sampled else otherwise
+        asked = EXPERIMENTS[wildcards.experiment].dispersion.asks_the_model
+        return of_model(wildcards) if asked else otherwise
 
     return resource
 

@@ -33,6 +33,7 @@ rule score:
         answers=PATH.samples("{method}", "{seed}"),
         prompts=PATH.prompts,
         pairs=PATH.pairs("test"),
+        tokens=PATH.tokens("test"),
         reference=PATH.reference("test"),
     output:
         scores=SCORES / "score.parquet",

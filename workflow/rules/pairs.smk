@@ -68,3 +68,28 @@ rule pairs:
         depends=stage("pairs"),
     shell:
         "mallowspo pairs {params.call:q} > {log:q} 2>&1"
+
+
+# Once for the reference pass, every training and the scores of held-out pairs.
+rule tokens:
+    input:
+        model=model_folder,
+        pairs=[PATH.pairs("train"), PATH.pairs("test")],
+    output:
+        train=directory(PATH.tokens("train")),
+        test=directory(PATH.tokens("test")),
+        summary=PATH.tokens_summary,
+    log:
+        PATH.log("tokens"),
+    benchmark:
+        PATH.benchmark("tokens")
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+        gpu=0,
+    params:
+        call=call,
+        depends=stage("tokens"),
+    shell:
+        "mallowspo tokens {params.call:q} > {log:q} 2>&1"

@@ -1,11 +1,34 @@
-# One pass of the reference policy over every pair, and the dispersion that follows from it.
+# One pass of the reference policy over every pair, and the dispersion that follows from it. What the pass computes lies
+# in RESULTS/references, which is no output: a killed pass goes on from there, and experiments share it.
+
+
+# Only where reference.shards is above 1: so many jobs share the pass, and the rule below puts the tables together.
+rule reference_shard:
+    input:
+        tokens_for_scoring,
+    output:
+        done=PATH.reference_shard("{shard}", "{shards}"),
+    log:
+        PATH.log("reference-{shard}-of-{shards}"),
+    benchmark:
+        PATH.benchmark("reference-{shard}-of-{shards}")
+    threads: threads_of
+    resources:
+        mem_mb=memory_of,
+        runtime=minutes_of,
+        gpu=gpus_of,
+    params:
+        call=call,
+        depends=stage("reference"),
+    shell:
+        "mallowspo reference {params.call:q} --shard {wildcards.shard}/{wildcards.shards} --threads {threads}"
+        " > {log:q} 2>&1"
 
 
 rule reference:
     input:
-        model=model_folder,
-        train=PATH.pairs("train"),
-        test=PATH.pairs("test"),
+        tokens_for_scoring,
+        reference_shards,
     output:
         train=PATH.reference("train"),
         test=PATH.reference("test"),
@@ -39,11 +62,11 @@ rule dispersion:
         PATH.log("dispersion"),
     benchmark:
         PATH.benchmark("dispersion")
-    threads: if_sampled(threads_of, 1)
+    threads: if_from_the_model(threads_of, 1)
     resources:
-        mem_mb=if_sampled(memory_of, 1000),
-        runtime=if_sampled(minutes_of, 10),
-        gpu=if_sampled(gpus_of, 0),
+        mem_mb=if_from_the_model(memory_of, 1000),
+        runtime=if_from_the_model(minutes_of, 10),
+        gpu=if_from_the_model(gpus_of, 0),
     params:
         call=call,
         depends=stage("dispersion"),

@@ -6,7 +6,7 @@ RUN = PATH.run("{method}", "{seed}")
 rule train:
     input:
         model=model_folder,
-        pairs=PATH.pairs("train"),
+        tokens=PATH.tokens("train"),
         reference=PATH.reference("train"),
         dispersion=dispersion_table,
     output:
