@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mallowspo.bench.commands import app as bench
 from mallowspo.errors import InputError
 from mallowspo.experiments import (
     dump_settings,
@@ -339,6 +340,9 @@ def settings(experiment: ExperimentName) -> None:
 def schema() -> None:
     """Print the JSON schema of an experiment's file (workflow/schemas/settings.schema.json)."""
     typer.echo(json.dumps(settings_schema(), indent=2))
+
+
+app.add_typer(bench, name="bench")
 
 
 def _known(method: str, settings: Experiment, *also: str) -> None:

@@ -1,0 +1,39 @@
+"""One measurement in a process of its own: `python -m mallowspo.bench.worker SPEC.json RESULT.json`."""
+
+import importlib
+import sys
+from typing import Any
+
+from mallowspo.files import read_json, write_json
+
+#: What can be measured, and the function that does it: a dictionary in, a dictionary out.
+KINDS = {
+    "reference": "mallowspo.bench.ours:measure_reference",
+    "dispersion": "mallowspo.bench.ours:measure_dispersion",
+    "training": "mallowspo.bench.ours:measure_training",
+    "trl": "mallowspo.bench.with_trl:measure_trl",
+    "matmul": "mallowspo.bench.operations:measure_matmul",
+    "plain_forward": "mallowspo.bench.plain:measure_forward",
+    "scaling": "mallowspo.bench.scaling_point:measure",
+}
+
+
+def measure(spec: dict[str, Any]) -> dict[str, Any]:
+    """Do what `spec` says, here and now; its result with this process's peak memory, bytes."""
+    module, name = KINDS[spec["kind"]].split(":")
+    found: dict[str, Any] = getattr(importlib.import_module(module), name)(spec)
+    from mallowspo.bench.clock import peak_memory
+
+    return {**found, "peak_memory_bytes": peak_memory(spec["device"])}
+
+
+def main(spec_file: str, result_file: str) -> None:
+    from mallowspo.models import use_threads
+
+    spec = read_json(spec_file)
+    use_threads(spec["threads"])
+    write_json(result_file, measure(spec))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

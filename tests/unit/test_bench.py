@@ -1,0 +1,232 @@
+"""The bench: made-up pairs have their stated lengths, operations are counted whole, both sides train alike."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from mallowspo.bench import training, worker
+from mallowspo.bench.data import WORDS, from_file, made_up
+from mallowspo.bench.figures import spread
+from mallowspo.bench.lengths import SETS, SHARES, draw
+from mallowspo.bench.operations import counting
+from mallowspo.bench.options import Options
+from mallowspo.bench.training import count_training_flops
+from mallowspo.bench.with_trl import CANDIDATES
+from mallowspo.errors import InputError
+from mallowspo.files import write_json
+from mallowspo.models import byte_tokenizer, fetch
+
+
+def here(task, name, folder):
+    """In place of a process: what it would read and write goes through JSON all the same."""
+    result = worker.measure(json.loads(json.dumps(task)))
+    return json.loads(json.dumps(result, allow_nan=False))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench") / "model"
+    fetch("made_up:two_layers", None, folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_drawn_lengths_have_the_stated_quantiles(name):
+    drawn = np.array(draw(SETS[name], 400, 10_000, seed=3))
+    for column, quantiles in zip(drawn.T, SETS[name].sides, strict=True):
+        found = np.quantile(column, SHARES[1:-1])
+        assert found == pytest.approx(quantiles[1:-1], rel=0.06, abs=1.5)
+
+
+def test_few_pairs_have_the_stated_sizes():
+    """Eight pairs with long answers: about 3,800 tokens in the issue's set."""
+    sizes = [sum(2 * p + c + r for p, c, r in draw(SETS["short_prompt"], 8, 512, seed)) for seed in range(20)]
+    assert np.mean(sizes) == pytest.approx(3802, rel=0.05)
+    assert np.std(sizes) < 0.1 * np.mean(sizes)
+    sizes = [sum(2 * p + c + r for p, c, r in draw(SETS["multi_turn"], 8, 512, seed)) for seed in range(20)]
+    assert np.mean(sizes) == pytest.approx(2515, rel=0.05)  # of HH harmless
+
+
+def test_no_pair_is_longer_than_the_window():
+    for prompt, chosen, rejected in draw(SETS["multi_turn"], 200, 128, seed=0):
+        assert prompt + max(chosen, rejected) <= 128
+        assert min(prompt, chosen, rejected) >= 2
+
+
+def test_made_up_pairs_are_as_long_as_drawn_and_the_same_for_a_seed():
+    tokenizer, lengths = byte_tokenizer(), SETS["short_prompt"]
+    data = made_up("short_prompt", lengths, 12, 300, 5, tokenizer)
+    again = made_up("short_prompt", lengths, 12, 300, 5, tokenizer)
+    assert data.table.equals(again.table)
+    assert not data.table.equals(made_up("short_prompt", lengths, 12, 300, 6, tokenizer).table)
+    for pair, (prompt, chosen, rejected) in zip(data.tokens, draw(lengths, 12, 300, 5), strict=True):
+        # The marks of the dialogue and one word are the least that a prompt can be.
+        assert len(pair.prompt) == pytest.approx(max(prompt, 22), abs=2)
+        assert len(pair.chosen) == pytest.approx(chosen, abs=2)
+        assert len(pair.rejected) == pytest.approx(rejected, abs=2)
+        assert pair.chosen[-1] == tokenizer.eos_token_id
+    assert len(set(data.table["pair_id"])) == 12
+
+
+def test_pairs_of_a_file_that_do_not_fit_are_left_out_and_counted(tmp_path):
+    rows = [{"prompt": f"Number {n}", "chosen": " yes" * (1 + 30 * (n % 2)), "rejected": " no"} for n in range(8)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = from_file(tmp_path / "pairs.jsonl", 4, 40, "plain", 0, byte_tokenizer())
+    assert (len(data.tokens), data.left_out) == (4, 4)
+    assert all(len(pair.prompt) + len(pair.chosen) <= 40 for pair in data.tokens)
+    with pytest.raises(InputError, match="4 of 8 usable pairs fit into 40 tokens, 5 are wanted"):
+        from_file(tmp_path / "pairs.jsonl", 5, 40, "plain", 0, byte_tokenizer())
+
+
+def test_operations_of_attention_on_a_processor_are_counted():
+    heads = [torch.randn(2, 4, length, 16, requires_grad=True) for length in (8, 24, 24)]
+    with counting() as counter:
+        output = torch.nn.functional.scaled_dot_product_attention(*heads)
+    product = 2 * 2 * 4 * 8 * 24 * 16  # batch, heads, queries, keys, dimensions
+    assert counter.get_total_flops() == 2 * product
+    with counting() as counter:
+        output.sum().backward()
+    assert counter.get_total_flops() == 5 * product
+
+
+def test_operations_of_a_model_are_those_of_its_formula():
+    """Forward and backward of a Llama: 6 a weight and token, and attention's."""
+    hidden, inner, layers, vocabulary, length = 32, 48, 3, 40, 10
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    tokens = torch.arange(length)[None]
+    with counting() as counter:
+        model(input_ids=tokens).logits.sum().backward()
+    layer = 2 * hidden * hidden + 2 * hidden * hidden // 2 + 3 * hidden * inner
+    attention = 7 * 2 * length * length * hidden  # two products forward, five backward
+    positions = 3 * 2 * length * (hidden // 4 // 2)  # the angles of the rotary embedding, a product in transformers
+    products = 6 * length * (layers * layer + hidden * vocabulary) + layers * attention
+    assert counter.get_total_flops() == pytest.approx(products, abs=positions)
+
+
+def test_median_and_spread():
+    assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0}
+
+
+@pytest.fixture(scope="module")
+def found(model, tmp_path_factory):
+    pytest.importorskip("trl", reason="TRL is the extra `bench`")
+    options = Options(
+        str(model), number_of_pairs=4, batch=2, steps=2, max_length=96, threads=1, repeats=1, learning_rate=1e-3
+    )
+    told = []
+    result = training.run(options, tmp_path_factory.mktemp("work"), here, told.append)
+    assert len(told) == training.measurements(options)
+    return result
+
+
+def test_both_sides_train_alike(found):
+    assert found["max_abs_loss_difference"] < 1e-4
+    for name in SETS:
+        (round_,) = found["runs"][name]["rounds"]
+        losses = round_["ours"]["training"]["losses"]
+        assert len(losses) == 2
+        assert losses[0] == pytest.approx(np.log(2), abs=1e-6)
+        assert abs(losses[1] - losses[0]) > 1e-3  # they learn, so that being alike says something
+        assert round_["ours"]["training"]["pairs"] == round_["trl"]["training"]["pairs"]
+        assert round_["trl"]["training"]["real_tokens"] == found["sets"][name]["data"]["real_tokens"]
+
+
+def test_every_figure_is_there(found):
+    for name in SETS:
+        for what in ("speedup", "processor_speedup", "flops_ratio"):
+            for key in (f"{what}_{name}", f"{what}_best_{name}", f"{what}_{name}_without_reference"):
+                assert found[key] > 0, key
+        assert found[f"memory_ratio_{name}"] > 0
+        assert found[f"speedup_{name}_without_reference"] > found[f"speedup_{name}"]
+        assert set(found[f"fraction_of_peak_{name}"]) == {"ours", "trl", "trl_best"}
+        trials = found["runs"][name]["trials"]
+        assert set(trials) == set(CANDIDATES)
+        assert "sets padding_free back" in trials["no checkpointing, padding-free"]["refused"]
+        timed = {key: value["seconds"] for key, value in trials.items() if "seconds" in value}
+        assert found["sets"][name]["best"] == min(timed, key=timed.get)
+    assert found["matmul_peak_gflops"]["float32"] > 1
+    assert found["machine"]["versions"]["trl"]
+
+
+def smollm2_in_small(folder):
+    """A random Llama a quarter as wide as SmolLM2-135M, with as large a head beside its body, and one token a word."""
+    words = ["<unk>", "<eos>", "Human:", "Assistant:", *WORDS]
+    words_alone = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    words_alone.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words_alone, eos_token="<eos>", pad_token="<eos>", unk_token="<unk>"
+    )
+    config = LlamaConfig(
+        vocab_size=1640,
+        hidden_size=144,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    tokenizer.save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    write_json(folder / "source.json", {"source": "test"})
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    """Operations of both sides on the multi-turn set, lengths a quarter too: attention keeps its share."""
+    pytest.importorskip("trl", reason="TRL is the extra `bench`")
+    work = tmp_path_factory.mktemp("counted")
+    lengths = SETS["multi_turn"].scaled(1 / 4)
+    data = made_up("multi_turn", lengths, 32, 128, 1, smollm2_in_small(work / "model"))
+    options = Options(str(work / "model"), number_of_pairs=32, max_length=128, steps=8, threads=1)
+    sides = {
+        candidate: count_training_flops(data, options, work / str(number), here, candidate)
+        for number, candidate in enumerate(("defaults", "no checkpointing"))
+    }
+    return sides, data
+
+
+def test_ours_needs_three_tenths_of_the_operations_of_trl(counted):
+    sides, data = counted
+    assert data.real_tokens == pytest.approx(32 * 315 / 4, rel=0.1)
+    ratio = sides["defaults"]["ours"].operations / sides["defaults"]["trl"].operations
+    assert 0.15 < ratio <= 0.30
+
+
+def test_checkpointing_is_counted_as_the_forward_that_it_repeats(counted):
+    """TRL's default is forward, reference, forward again, and a backward of two: 5 to 4, but for the head."""
+    sides, _ = counted
+    with_it, without = (sides[name]["trl"].operations for name in ("defaults", "no checkpointing"))
+    assert 1.15 < with_it / without < 1.25
+
+
+def test_our_training_is_counted_forward_and_backward(counted):
+    """Every place of a packed row passes the body, and every response token the head, three products each: forward and
+    two backward. The softmax is kept, so no logit is computed twice. A row is filled up to a multiple of eight."""
+    sides, data = counted
+    hidden, inner, layers, vocabulary = 144, 384, 4, 1640
+    layer = 2 * hidden * hidden + 2 * hidden * hidden // 3 + 3 * hidden * inner
+    body = head = attention = 0
+    for pair in data.tokens:
+        prompt, responses = len(pair.prompt), (len(pair.chosen) - 1, len(pair.rejected) - 1)
+        body += prompt + sum(responses)
+        head += sum(responses) + 2
+        attention += 7 * 2 * hidden * (prompt * prompt + sum(length * (prompt + length) for length in responses))
+    expected = 6 * (body * layers * layer + head * hidden * vocabulary) + layers * attention
+    assert sides["defaults"]["ours"].training["operations"] == pytest.approx(expected, rel=0.02)
