@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import statsmodels.api as sm
 from statsmodels.stats.proportion import proportion_confint
-from statsmodels.tools.sm_exceptions import PerfectSeparationError, PerfectSeparationWarning
+from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
 
 from mallowspo.judges.judge import NO_PREFERENCE, Judgement, Question
 from mallowspo.judges.judgements import Asking
@@ -21,6 +21,8 @@ from mallowspo.judges.stored import MIRRORED
 CONFIDENCE = 0.95
 #: Fewer pairs give no slope.
 FEWEST_FOR_SLOPE = 10
+#: A slope above has no end: the fit separates the preferences by length.
+STEEPEST = 50
 
 
 class Both(NamedTuple):
@@ -107,12 +109,12 @@ def length_slope(pairs: Sequence[Both]) -> dict[str, Any]:
     empty = {"value": None, "low": None, "high": None, "n": len(pairs)}
     if len(pairs) < FEWEST_FOR_SLOPE or ratios.std() == 0 or found.std() == 0:
         return {**empty, "note": "too few pairs, or no difference in length or in preference"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", PerfectSeparationWarning)
-        try:
-            fit = sm.GLM(found, sm.add_constant(ratios), family=sm.families.Binomial()).fit(cov_type="HC1")
-        except (PerfectSeparationError, PerfectSeparationWarning):
-            return {**empty, "note": "length alone says every preference"}
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        # statsmodels warns of a perfect fit, which probabilities that follow length smoothly have too.
+        warnings.simplefilter("ignore", PerfectSeparationWarning)
+        fit = sm.GLM(found, sm.add_constant(ratios), family=sm.families.Binomial()).fit(cov_type="HC1")
+    if abs(fit.params[1]) > STEEPEST:
+        return {**empty, "note": "length alone says nearly every preference"}
     low, high = fit.conf_int(alpha=1 - CONFIDENCE)[1]
     return {"value": float(fit.params[1]), "low": float(low), "high": float(high), "n": len(pairs)}
 

@@ -61,4 +61,4 @@ def _names_a_model(name: str) -> bool:
 def _unknown(name: str, ways: str) -> str:
     match = difflib.get_close_matches(name, REWARDS, n=1, cutoff=0.5)
     hint = f"did you mean '{match[0]}'?" if match else f"known: {', '.join(REWARDS)};"
-    return f"unknown judge '{name}'; {hint} {ways[0].upper()}{ways[1:]}"
+    return f"unknown judge '{name}'; {hint} {ways}"

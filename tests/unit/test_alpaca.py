@@ -204,3 +204,64 @@ def test_prompts_that_share_a_text_are_named(layout: Layout) -> None:
     store(layout, "reference", REFERENCE_REWARDS, texts)
     with pytest.raises(InputError, match=r"prompts \['p0', 'p2'\] share the text 'Say a'"):
         alpaca.run(VIEW, layout, "dpo", 0)
+
+
+def view(**changes: Any) -> SimpleNamespace:
+    evaluation = SimpleNamespace(judge=JUDGE, comparison=SimpleNamespace(baseline="dpo"))
+    evaluation.alpaca = AlpacaSettings(**changes)
+    return SimpleNamespace(evaluation=evaluation)
+
+
+def test_the_baselines_answers_and_published_outputs_are_opponents_too(layout: Layout, tmp_path: Path) -> None:
+    store(layout, "mallows", REFERENCE_REWARDS)
+    published = [{"instruction": f"Say {n}", "output": "aeiou" * n, "generator": "gpt4"} for n in range(5)]
+    write_jsonl(tmp_path / "gpt4.jsonl", published)
+    alpaca.run(view(against=["baseline", f"path:{tmp_path / 'gpt4.jsonl'}"]), layout, "mallows", 0)
+    folder = layout.scores("mallows", 0)
+    table = read_parquet(folder / "alpaca_against.parquet")
+    assert list(table.columns) == ["prompt_id", "answer_index", "against", "metric", "value", "judge"]
+    to_dpo = table[table["against"] == "dpo"].set_index(["prompt_id", "answer_index"])["value"]
+    assert to_dpo.to_dict() == {key: 1 - value for key, value in WINS.items()}
+    # A published answer has the reward of its own text, 1 for vowels alone and 0 for nothing.
+    to_gpt4 = table[table["against"] == "gpt4"].set_index(["prompt_id", "answer_index"])["value"]
+    assert to_gpt4["p0", 0] == 1.0 and to_gpt4["p1", 0] == 0.0 and len(to_gpt4) == 8
+    summary = read_json(folder / "alpaca.json")
+    assert [(row["against"], row["answer_index"]) for row in summary["against"]] == [
+        ("dpo", 0), ("dpo", 1), ("gpt4", 0), ("gpt4", 1)
+    ]  # fmt: skip
+    assert summary["against"][0]["length_control"]["kind"] is None
+    assert set(summary["by_answer_index"][0]) >= {"win_rate", "answer_index", "length_control"}
+    judged = read_json(folder / "judge.json")
+    assert judged["judge"] == JUDGE and len(judged["comparisons"]) == 6
+    assert judged["comparisons"][0]["flips"]["value"] == 0.0
+    write_jsonl(tmp_path / "gpt4.jsonl", published[1:])
+    with pytest.raises(InputError, match=r"gpt4.jsonl: no output for 1 test prompts, first 'Say 0'"):
+        alpaca.run(view(against=[f"path:{tmp_path / 'gpt4.jsonl'}"]), layout, "mallows", 0)
+
+
+def test_the_baseline_is_not_compared_with_itself(layout: Layout) -> None:
+    alpaca.run(VIEW, layout, "dpo", 0)
+    assert read_parquet(layout.scores("dpo", 0) / "alpaca_against.parquet").empty
+    assert list(read_parquet(layout.scores("dpo", 0) / "alpaca.parquet").columns) == [
+        "prompt_id", "answer_index", "metric", "value", "judge"
+    ]  # fmt: skip
+
+
+def test_another_judge_than_the_reward_keeps_its_judgements(layout: Layout, tmp_path: Path) -> None:
+    answers = [read_jsonl(layout.samples(name, 0)) for name in ("dpo", "reference")]
+    rows = [
+        {
+            "instruction": ours["instruction"],
+            "output_1": ours["output"],
+            "output_2": theirs["output"],
+            "preference": 1.3,
+        }
+        for ours, theirs in zip(*answers, strict=True)
+    ]
+    write_jsonl(tmp_path / "table.jsonl", rows)
+    name = f"pairwise-table:{tmp_path / 'table.jsonl'}"
+    alpaca.run(view(judge=name), layout, "dpo", 0)
+    table = read_parquet(layout.scores("dpo", 0) / "alpaca.parquet")
+    assert table["value"].tolist() == pytest.approx([0.7] * 8) and set(table["judge"]) == {name}
+    kept = list((layout.scores("dpo", 0) / "judgements").glob("*.jsonl"))
+    assert len(kept) == 1 and len(read_jsonl(kept[0])) == 16
