@@ -197,6 +197,20 @@ def _samples_and_scores(
         write_parquet(folder / "alpaca.parquet", table)
         overall = float(table["value"].mean() * 100)
         write_json(folder / "alpaca.json", {"win_rate": overall, "versions": {"alpaca_eval": "0.6.6"}})
+        write_json(folder / "judge.json", _judged(method, seed, overall, len(table)))
+
+
+def _judged(method: str, seed: int, win_rate: float, count: int) -> dict[str, Any]:
+    """What the judge was like: no taste for a position, some for length."""
+    share = {"value": 0.5, "low": 0.4, "high": 0.6, "n": count}
+    comparison = {
+        "method": method, "seed": seed, "against": REFERENCE, "win_rate": win_rate, "standard_error": 9.0,
+        "n_total": count, "lc_winrate_official": None, "lc_winrate_approximate": None, "prefer_first": share,
+        "flips": {**share, "value": 0.0, "low": 0.0}, "ties": {**share, "value": 0.1, "low": 0.0, "high": 0.2},
+        "length_slope": {"value": 0.3, "low": 0.1, "high": 0.5, "n": count}, "failed": 0,
+    }  # fmt: skip
+    versions = {"alpaca_eval": "0.6.6", "scikit-learn": "1.9.1"}
+    return {"judge": "reward:vader", "orders": "both", "versions": versions, "comparisons": [comparison]}
 
 
 def _run(made: MadeUp, generator: np.random.Generator, method: str, seed: int, steps: int) -> None:

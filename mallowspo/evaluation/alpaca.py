@@ -48,7 +48,7 @@ def run(view: Any, layout: Layout, method: str, seed: int) -> None:
             found = _compare_one_answer(group, judge, settings, folder, method, against)
             beside = {"against": against, "answer_index": int(str(answer_index))}
             numbers.append({**beside, **found.summary()})
-            judged.append({"method": method, "seed": seed, **beside, **found.judged})
+            judged.append({"method": method, "seed": seed, **beside, **found.beside_the_judge()})
             wins = [found.found.wins[instruction] for instruction in group["instruction"]]
             tables.append(group[KEY].assign(against=against, metric="win", value=wins, judge=name))
     table = pd.concat(tables, ignore_index=True)[AGAINST_COLUMNS]

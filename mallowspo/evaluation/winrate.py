@@ -22,6 +22,8 @@ from mallowspo.judges.judgements import Asking, ask_all
 from mallowspo.judges.measure import first_better, measure, pairs_of
 from mallowspo.judges.settings import JudgeSettings
 
+LENGTH_CONTROLLED = ("lc_winrate_official", "lc_winrate_approximate")
+
 
 class Side(NamedTuple):
     """Who answers, and one answer to each instruction (`instruction` and `output`)."""
@@ -40,6 +42,12 @@ class Compared(NamedTuple):
     def summary(self) -> dict[str, Any]:
         """Numbers that JSON can hold."""
         return {**self.found.numbers, "length_control": self.length_control}
+
+    def beside_the_judge(self) -> dict[str, Any]:
+        """What the judge was like, beside the win rate that it produced; the two kinds of LC have keys of their own."""
+        numbers = {name: self.found.numbers[name] for name in ("win_rate", "standard_error", "n_total")}
+        control = {name: self.length_control.get(name) for name in LENGTH_CONTROLLED}
+        return {**numbers, **control, **self.judged}
 
 
 def compare(
@@ -102,7 +110,7 @@ def of_outputs(
     if out is not None:
         write_json(out / "annotations.json", [_writable(row) for row in found.found.annotations])
         write_json(out / "winrate.json", summary)
-        comparison = {"generator": ours.name, "against": theirs.name, **found.judged}
+        comparison = {"generator": ours.name, "against": theirs.name, **found.beside_the_judge()}
         write_json(out / "judge.json", {**provenance(judge, settings), "comparisons": [comparison]})
     return {**summary, "judged": found.judged}
 

@@ -7,7 +7,15 @@ from mallowspo.files import write_text
 from mallowspo.inference import TEST_NAME
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.methods import METHODS
-from mallowspo.report import data_figures, effect_figure, outcome_figures, summary, tables, training_figures
+from mallowspo.report import (
+    data_figures,
+    effect_figure,
+    judge_table,
+    outcome_figures,
+    summary,
+    tables,
+    training_figures,
+)
 from mallowspo.report.results import Results, read_results
 from mallowspo.report.style import Look, Panel
 from mallowspo.report.table import write_table
@@ -46,6 +54,10 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
         "cost": tables.cost_table(results),
         "versions": tables.versions_table(results),
     }
+    runs = [(label, seed) for label in results.methods for seed in view.seeds]
+    judged = judge_table.judge_table(layout, runs)
+    if len(judged.numbers):
+        shown[judged.name] = judged
     for table in shown.values():
         write_table(layout, table)
     template = environment().get_template("report.html.jinja")
@@ -64,6 +76,8 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
         samples=_samples(results),
         dispersion_examples=data_figures.dispersion_examples(results),
         test_name=TEST_NAME,
+        judged=judged,
+        judge_words=judge_table.judge_words(layout, runs),
         made_by=f"mallowspo report {layout.experiment}",
         size=_size(results),
     )
