@@ -202,10 +202,14 @@ def score(
 
 
 @app.command()
-def alpaca(experiment: ExperimentName, method: Method, seed: Seed, results: Results = "results") -> None:
-    """Win rate against the reference's answers, by AlpacaEval's own code."""
+def alpaca(
+    experiment: ExperimentName, method: Method, seed: Seed, results: Results = "results", threads: Threads = 0
+) -> None:
+    """Win rates against the reference's, the baseline's and published answers, by AlpacaEval's own code."""
     settings, layout, _ = _open(experiment, results)
     _known(method, settings)
+    if settings.evaluation.alpaca.judge:  # else rewards on file are compared, and torch is not needed
+        _open(experiment, results, threads)
     _stage("alpaca").run(settings.stage_view("alpaca"), layout, method, seed)
 
 

@@ -111,7 +111,7 @@ class EndpointJudge:
 
         try:
             raw = self._client.chat.completions.with_raw_response.create(
-                model=self.model, messages=messages, **self.request
+                model=self.model, messages=messages, extra_body=self.request
             )
             reply = json.loads(raw.content)
         except openai.APITimeoutError:

@@ -2,7 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+CREDENTIALS = {"api_key", "apikey", "authorization", "headers", "extra_headers", "token", "key"}
 
 
 class JudgeSettings(BaseModel):
@@ -41,6 +43,15 @@ class JudgeSettings(BaseModel):
         default=None, ge=1, description="openai: of one comparison, all its runs together"
     )
     budget_money: float | None = Field(default=None, gt=0, description="openai: the same in the prices' money")
+
+    @field_validator("request")
+    @classmethod
+    def _no_credentials(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Settings are printed, kept beside the results and tracked: a key in them would be everywhere."""
+        wrong = sorted(name for name in value if name.lower() in CREDENTIALS)
+        if wrong:
+            raise ValueError(f"{wrong[0]} does not belong in settings; put the key in OPENAI_API_KEY")
+        return value
 
     @model_validator(mode="after")
     def _money_has_prices(self) -> "JudgeSettings":

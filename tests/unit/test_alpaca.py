@@ -11,9 +11,10 @@ import pytest
 from mallowspo.errors import InputError
 from mallowspo.evaluation import alpaca
 from mallowspo.evaluation.alpaca_eval_code import head_to_head
+from mallowspo.experiments import read_yaml
 from mallowspo.files import read_json, read_jsonl, read_parquet, write_jsonl, write_parquet
 from mallowspo.layout import Layout
-from mallowspo.settings import AlpacaSettings
+from mallowspo.settings import STAGE_READS, AlpacaSettings, Experiment
 
 JUDGE = "reward:vowels"
 VIEW = SimpleNamespace(
@@ -265,3 +266,17 @@ def test_another_judge_than_the_reward_keeps_its_judgements(layout: Layout, tmp_
     assert table["value"].tolist() == pytest.approx([0.7] * 8) and set(table["judge"]) == {name}
     kept = list((layout.scores("dpo", 0) / "judgements").glob("*.jsonl"))
     assert len(kept) == 1 and len(read_jsonl(kept[0])) == 16
+
+
+def test_another_judge_or_opponent_runs_the_stage_again_and_no_other_result() -> None:
+    values = read_yaml(Path(__file__).parents[2] / "config/experiments/smoke.yaml")
+    before = Experiment.model_validate(values)
+    for changed in ({"judge": "openai:gpt-4o"}, {"against": []}, {"settings": {"orders": "one"}}):
+        evaluation = {**values["evaluation"], "alpaca": changed}
+        after = Experiment.model_validate({**values, "evaluation": evaluation})
+        stages = {stage for stage in STAGE_READS if before.stage_digest(stage) != after.stage_digest(stage)}
+        assert stages == {"alpaca", "report"}
+    with pytest.raises(ValueError, match="'gpt4.json' is none of baseline, path:FILE"):
+        AlpacaSettings(against=["gpt4.json"])
+    with pytest.raises(ValueError, match="unknown judge 'gpt-4'"):
+        AlpacaSettings(judge="gpt-4")

@@ -18,6 +18,7 @@ from mallowspo.files import read_jsonl, write_jsonl
 from mallowspo.judges.annotators import load_annotator
 from mallowspo.judges.judge import Question, judge_digest, open_judge
 from mallowspo.judges.judgements import Asking, ask_all
+from mallowspo.judges.labels import judge_labels
 from mallowspo.judges.measure import measure, pairs_of
 from mallowspo.judges.settings import JudgeSettings
 from tests.chat_endpoint import Endpoint, prefers_longer
@@ -178,6 +179,19 @@ def test_money(endpoint: Endpoint, tmp_path: Path, caplog: pytest.LogCaptureFixt
     poor = settings(price_in=10.0, price_out=30.0, budget_money=0.01)
     with pytest.raises(InputError, match="more than budget_money 0.01"):
         ask_all(open_judge(NAME, poor), both(pairs(9)), tmp_path / "poor", poor)
+
+
+def test_a_judge_that_is_not_deterministic_is_asked_again(endpoint: Endpoint, tmp_path: Path) -> None:
+    rows = [{"input": q.instruction, "output_1": q.first, "output_2": q.second, "label": 2} for q in pairs(8)]
+    write_jsonl(tmp_path / "labels.jsonl", rows)
+    out = tmp_path / "out"
+    arguments = (NAME, str(tmp_path / "labels.jsonl"), settings(), out, 5)
+    found = judge_labels(*arguments)
+    assert found["self_consistency"]["value"] == 1.0 and found["self_consistency"]["n"] == 5
+    assert sum(endpoint.asked.values()) == 8 * 2 + 5
+    # Nothing new is asked when the measures are computed again.
+    assert judge_labels(*arguments) == found and sum(endpoint.asked.values()) == 8 * 2 + 5
+    assert found["tokens_in"] == 300 * 16 and found["length_slope"]["value"] is None
 
 
 def test_the_key_is_nowhere(endpoint: Endpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

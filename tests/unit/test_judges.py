@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
+from typer.testing import CliRunner
 
+from mallowspo.cli import app
 from mallowspo.errors import InputError
 from mallowspo.files import read_jsonl, write_jsonl
 from mallowspo.judges import labels
@@ -302,3 +305,27 @@ def test_human_labels(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "labels.jsonl", [{**rows[0], "label": 0}])
     with pytest.raises(InputError, match="row 0: label 0 is neither 1 nor 2"):
         labels.judge_labels("reward:vowels", str(tmp_path / "labels.jsonl"), SETTINGS)
+
+
+def test_settings_hold_no_key_and_money_needs_prices() -> None:
+    with pytest.raises(ValidationError, match="api_key does not belong in settings; put the key in OPENAI_API_KEY"):
+        JudgeSettings(request={"api_key": "secret"})
+    with pytest.raises(ValidationError, match="budget_money needs price_in and price_out"):
+        JudgeSettings(budget_money=1.0)
+
+
+def test_the_commands(tmp_path: Path) -> None:
+    rows = [{"input": f"i{n}", "output_1": "aaa", "output_2": "bb" + "a" * (n % 2), "label": 1} for n in range(12)]
+    write_jsonl(tmp_path / "labels.jsonl", rows)
+    arguments = ["judge", "--judge", "reward:vowels", "--labels", str(tmp_path / "labels.jsonl")]
+    done = CliRunner().invoke(app, [*arguments, "--json", "--out", str(tmp_path / "out")])
+    assert json.loads(done.stdout)["agreement"]["value"] == 1.0 and (tmp_path / "out" / "judge.json").exists()
+    assert "agreement with the labels    100.0%" in CliRunner().invoke(app, arguments).stdout
+    (tmp_path / "judge.yaml").write_text("order: both\n")
+    wrong = CliRunner().invoke(app, [*arguments, "--judge-settings", str(tmp_path / "judge.yaml")])
+    assert "judge.yaml: order: unknown key; did you mean 'orders'?" in str(wrong.exception)
+    write_jsonl(tmp_path / "a.jsonl", [{"instruction": "i", "output_1": "a", "output_2": "b", "preference": 1.75}])
+    done = CliRunner().invoke(app, ["winrate", "--annotations", str(tmp_path / "a.jsonl"), "--json"])
+    assert {"win_rate": 75.0, "n_total": 1, "length_controlled_kind": None}.items() <= json.loads(done.stdout).items()
+    both = CliRunner().invoke(app, ["winrate", "--outputs", "a", "--annotations", "b"])
+    assert "give --annotations, or all of --outputs, --against and --judge" in str(both.exception)

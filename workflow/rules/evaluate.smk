@@ -111,7 +111,8 @@ rule alpaca:
         call=call,
         depends=stage("alpaca"),
     shell:
-        "mallowspo alpaca {params.call:q} --method {wildcards.method} --seed {wildcards.seed} > {log:q} 2>&1"
+        "mallowspo alpaca {params.call:q} --method {wildcards.method} --seed {wildcards.seed} --threads {threads}"
+        " > {log:q} 2>&1"
 
 
 rule lm_eval:
