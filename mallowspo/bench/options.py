@@ -64,6 +64,16 @@ class Options:
     def epochs(self) -> int:
         return -(-self.steps * self.batch // self.number_of_pairs)
 
+    @property
+    def template_of_pairs(self) -> str:
+        """Made-up pairs are dialogues already."""
+        return self.template if self.file else "plain"
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """What every measurement is told."""
+        return {"device": self.device, "threads": self.threads}
+
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "file": self.file and str(self.file), "model": Path(self.model).name}
 

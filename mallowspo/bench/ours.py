@@ -18,12 +18,12 @@ EXPERIMENT = "bench"
 BETA = 0.1
 
 
-def experiment(options: Options, template: str, methods: tuple[str, ...] = ("dpo",)) -> dict[str, Any]:
+def experiment(options: Options, methods: tuple[str, ...] = ("dpo",)) -> dict[str, Any]:
     """The settings of every training, in the form of an experiment's file."""
     return {
         "title": "Bench",
         "model": {"source": f"path:{options.model}", "precision": options.dtype},
-        "tokens": token_settings(template, options.max_length).model_dump(),
+        "tokens": token_settings(options.template_of_pairs, options.max_length).model_dump(),
         "pairs": {"source": "path:bench.jsonl"},
         "methods": {name: {"beta": BETA} for name in methods},
         "seeds": list(options.seeds),
@@ -55,6 +55,33 @@ def prepare(results: Path, data: Data) -> None:
     test = data.table.iloc[[shortest]]
     write_parquet(layout.pairs("test"), test)
     write_parquet(layout.prompts, test[["prompt_id", "prompt", "messages"]])
+
+
+def task(
+    kind: str,
+    options: Options,
+    results: Path,
+    method: str = "dpo",
+    seed: int | None = None,
+    methods: tuple[str, ...] = ("dpo",),
+    count: bool = False,
+) -> dict[str, Any]:
+    """What a process of `worker` is told to do of our side.
+
+    Args:
+        kind: reference, dispersion or training.
+        count: count operations, which costs time.
+    """
+    return {
+        "kind": kind,
+        "experiment": experiment(options, methods),
+        "results": str(results),
+        "model_folder": options.model,
+        "method": method,
+        "seed": options.seeds[0] if seed is None else seed,
+        "count": count,
+        **options.where,
+    }
 
 
 def measure_reference(spec: dict[str, Any]) -> dict[str, Any]:

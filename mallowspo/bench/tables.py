@@ -7,7 +7,7 @@ from rich.table import Table
 from mallowspo.bench.figures import SIDES
 
 
-def training_table(found: dict[str, Any]) -> list[Table]:
+def training_tables(found: dict[str, Any]) -> list[Table]:
     """One table a set: a row a side, medians with least and most of the rounds."""
     options = found["options"]
     peak = found["matmul_peak_gflops"][options["dtype"]]
@@ -52,3 +52,67 @@ def _spread(values: dict[str, float]) -> str:
     if values["min"] == values["max"]:
         return f"{values['median']:.3g}"
     return f"{values['median']:.3g} ({values['min']:.3g} to {values['max']:.3g})"
+
+
+def comparison_tables(found: dict[str, Any]) -> list[Table]:
+    """One table: seconds of all trainings, with and without starting processes and loading models."""
+    table = Table(
+        title=f"{len(found['methods'])} methods x {len(found['seeds'])} seeds, {found['data']['pairs']} pairs, "
+        f"{found['options']['steps']} steps each",
+        caption=f"TRL: {found['trl_trainings_measured']} trainings of its DPO measured, at its defaults; every method "
+        "counts at their time, also those that TRL does not have.",
+    )
+    for column in ("", "mallowspo, seconds", "TRL, seconds", "faster by"):
+        table.add_column(column, justify="right" if column else "left")
+    for title, seconds, speedup in (
+        ("all told", "seconds", "speedup_comparison"),
+        ("without starting", "seconds_without_starting", "speedup_comparison_without_starting"),
+    ):
+        table.add_row(title, *(f"{found[seconds][side]:.1f}" for side in ("ours", "trl")), f"{found[speedup]:.2f}")
+    return [table]
+
+
+def reference_tables(found: dict[str, Any]) -> list[Table]:
+    """One table: a row a set."""
+    table = Table(
+        title="Reference pass, tokens a second (real tokens; a prompt counts with both its responses)",
+        caption=f"Largest difference of a response's log-probability: {found['max_abs_logp_difference']:.1e} nats.",
+    )
+    for column in ("", "mallowspo", "plain forward", "faster by", "GB", "GB, plain"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, figures in found["sets"].items():
+        rates, memory = figures["tokens_per_second"], figures["peak_memory_gb"]
+        table.add_row(
+            name,
+            _spread(rates["ours"]),
+            _spread(rates["plain"]),
+            f"{figures['speedup']:.2f}",
+            *(f"{memory[side]['median']:.3g}" for side in ("ours", "plain")),
+        )
+    return [table]
+
+
+def scaling_tables(found: dict[str, Any]) -> list[Table]:
+    """A table a size that grows, and one of the bytes that a token takes at each vocabulary."""
+    tables = []
+    for name, points in found["tables"].items():
+        table = Table(title=f"{name}: seconds, MB added")
+        sides = list(points[0]["sides"])
+        for column in ("vocabulary", "tokens", "rows", *sides):
+            table.add_column(column, justify="right")
+        for point in points:
+            measured = [point["sides"][side] for side in sides]
+            values = [f"{one['seconds']:.3g}, {one['added_bytes'] / 1e6:.0f}" for one in measured]
+            table.add_row(*(str(point[key]) for key in ("vocabulary", "length", "rows")), *values)
+        tables.append(table)
+    slopes = Table(
+        title="bytes of one more token",
+        caption=f"Bytes that a token grows by with an entry of the vocabulary: {found['memory_slope_vocabulary']:.3f}, "
+        f"with full logits {found['memory_slope_vocabulary_plain']:.1f}.",
+    )
+    each = found["bytes_per_token"]
+    for column in ("vocabulary", *each):
+        slopes.add_column(column, justify="right")
+    for size in next(iter(each.values())):
+        slopes.add_row(size, *(f"{each[side][size]:.0f}" for side in each))
+    return [*tables, slopes]

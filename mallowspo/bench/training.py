@@ -36,9 +36,9 @@ def run(options: Options, work: Path, measure: Measure, tell: Callable[[str], No
         tell: hears what is measured next.
     """
     tell("the machine's matrix products")
-    spec = {"kind": "matmul", "size": MATMUL_SIZE, "dtype": options.dtype, **_where(options)}
+    spec = {"kind": "matmul", "size": MATMUL_SIZE, "dtype": options.dtype, **options.where}
     peak = measure(spec, "matmul", work)["gflops"]
-    sets = {data.name: _run_set(data, options, work / data.name, measure, tell) for data in _data(options)}
+    sets = {data.name: _run_set(data, options, work / data.name, measure, tell) for data in sets_of_pairs(options)}
     figures = {name: figures_of_set(found, peak) for name, found in sets.items()}
     return {
         **headline(figures),
@@ -56,7 +56,8 @@ def measurements(options: Options) -> int:
     return 1 + number_of_sets * (3 + len(CANDIDATES) + 3 * options.repeats)
 
 
-def _data(options: Options) -> list[Data]:
+def sets_of_pairs(options: Options) -> list[Data]:
+    """The pairs of each set, or those of the file."""
     from mallowspo.models import load_tokenizer
 
     tokenizer = load_tokenizer(options.model)
@@ -64,10 +65,6 @@ def _data(options: Options) -> list[Data]:
     if options.file:
         return [from_file(options.file, *size, options.template, seed, tokenizer)]
     return [made_up(name, SETS[name], *size, seed, tokenizer) for name in options.sets]
-
-
-def _where(options: Options) -> dict[str, Any]:
-    return {"device": options.device, "threads": options.threads}
 
 
 def _run_set(data: Data, options: Options, work: Path, measure: Measure, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -126,7 +123,6 @@ class SetBench:
 
     def __init__(self, data: Data, options: Options, work: Path, measure: Measure, tell: Callable[[str], None]) -> None:
         self.data, self.options, self.work, self.measure, self.tell = data, options, work, measure, tell
-        self.template = options.template if options.file else "plain"
         self.order: list[list[int]] = []
         write_json(self._ids, data.ids)
 
@@ -139,17 +135,8 @@ class SetBench:
         self.tell(f"{self.data.name}: {name}, mallowspo")
         results = self.work / f"results-{name}"
         ours.prepare(results, self.data)
-        spec = {
-            "experiment": ours.experiment(self.options, self.template),
-            "results": str(results),
-            "model_folder": self.options.model,
-            "method": "dpo",
-            "seed": self.options.seeds[0],
-            "count": count,
-            **_where(self.options),
-        }
-        reference = self.measure({"kind": "reference", **spec}, f"{name}-reference", self.work)
-        training = self.measure({"kind": "training", **spec}, f"{name}-training", self.work)
+        tasks = [ours.task(kind, self.options, results, count=count) for kind in ("reference", "training")]
+        reference, training = (self.measure(task, f"{name}-{task['kind']}", self.work) for task in tasks)
         shutil.rmtree(results)
         return Side(reference, training, self.options.batch)
 
@@ -175,7 +162,7 @@ class SetBench:
             "candidate": candidate,
             "count": count,
             "scratch": str(self.work / "trl"),
-            **_where(self.options),
+            **self.options.where,
         }
         found = self.measure(spec, f"{name}-trl", self.work)
         if "refused" in found:

@@ -4,6 +4,7 @@ import importlib
 import sys
 from typing import Any
 
+from mallowspo.errors import InputError
 from mallowspo.files import read_json, write_json
 
 #: What can be measured, and the function that does it: a dictionary in, a dictionary out.
@@ -28,9 +29,11 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(spec_file: str, result_file: str) -> None:
+    spec = read_json(spec_file)
+    if spec["kind"] not in KINDS:
+        raise InputError(f"{spec_file}: kind '{spec['kind']}': known: {', '.join(KINDS)}")
     from mallowspo.models import use_threads
 
-    spec = read_json(spec_file)
     use_threads(spec["threads"])
     write_json(result_file, measure(spec))
 

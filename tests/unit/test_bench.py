@@ -1,5 +1,6 @@
 """The bench: made-up pairs have their stated lengths, operations are counted whole, both sides train alike."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -9,24 +10,27 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
-from mallowspo.bench import training, worker
+from mallowspo.bench import processes, scaling, training, worker
 from mallowspo.bench.data import WORDS, from_file, made_up
-from mallowspo.bench.figures import spread
+from mallowspo.bench.figures import headline, spread
 from mallowspo.bench.lengths import SETS, SHARES, draw
 from mallowspo.bench.operations import counting
 from mallowspo.bench.options import Options
+from mallowspo.bench.tables import scaling_tables, training_tables
 from mallowspo.bench.training import count_training_flops
 from mallowspo.bench.with_trl import CANDIDATES
+from mallowspo.cli import app
 from mallowspo.errors import InputError
-from mallowspo.files import write_json
+from mallowspo.files import read_json, write_json
 from mallowspo.models import byte_tokenizer, fetch
 
 
 def here(task, name, folder):
     """In place of a process: what it would read and write goes through JSON all the same."""
     result = worker.measure(json.loads(json.dumps(task)))
-    return json.loads(json.dumps(result, allow_nan=False))
+    return json.loads(json.dumps({**result, "process_seconds": 1.0}, allow_nan=False))
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +129,9 @@ def test_median_and_spread():
 def found(model, tmp_path_factory):
     pytest.importorskip("trl", reason="TRL is the extra `bench`")
     options = Options(
-        str(model), number_of_pairs=4, batch=2, steps=2, max_length=96, threads=1, repeats=1, learning_rate=1e-3
+        *(str(model), ("multi_turn",)),
+        **{"number_of_pairs": 4, "batch": 2, "steps": 2, "max_length": 96},
+        **{"threads": 1, "repeats": 1, "learning_rate": 1e-3},
     )
     told = []
     result = training.run(options, tmp_path_factory.mktemp("work"), here, told.append)
@@ -135,31 +141,44 @@ def found(model, tmp_path_factory):
 
 def test_both_sides_train_alike(found):
     assert found["max_abs_loss_difference"] < 1e-4
-    for name in SETS:
-        (round_,) = found["runs"][name]["rounds"]
-        losses = round_["ours"]["training"]["losses"]
-        assert len(losses) == 2
-        assert losses[0] == pytest.approx(np.log(2), abs=1e-6)
-        assert abs(losses[1] - losses[0]) > 1e-3  # they learn, so that being alike says something
-        assert round_["ours"]["training"]["pairs"] == round_["trl"]["training"]["pairs"]
-        assert round_["trl"]["training"]["real_tokens"] == found["sets"][name]["data"]["real_tokens"]
+    (round_,) = found["runs"]["multi_turn"]["rounds"]
+    losses = round_["ours"]["training"]["losses"]
+    assert len(losses) == 2
+    assert losses[0] == pytest.approx(np.log(2), abs=1e-6)
+    assert abs(losses[1] - losses[0]) > 1e-3  # they learn, so that being alike says something
+    assert round_["ours"]["training"]["pairs"] == round_["trl"]["training"]["pairs"]
+    assert sorted(pair for step in round_["ours"]["training"]["pairs"] for pair in step) == [0, 1, 2, 3]
+    assert round_["trl"]["training"]["real_tokens"] == found["sets"]["multi_turn"]["data"]["real_tokens"]
 
 
 def test_every_figure_is_there(found):
-    for name in SETS:
-        for what in ("speedup", "processor_speedup", "flops_ratio"):
-            for key in (f"{what}_{name}", f"{what}_best_{name}", f"{what}_{name}_without_reference"):
-                assert found[key] > 0, key
-        assert found[f"memory_ratio_{name}"] > 0
-        assert found[f"speedup_{name}_without_reference"] > found[f"speedup_{name}"]
-        assert set(found[f"fraction_of_peak_{name}"]) == {"ours", "trl", "trl_best"}
-        trials = found["runs"][name]["trials"]
-        assert set(trials) == set(CANDIDATES)
-        assert "sets padding_free back" in trials["no checkpointing, padding-free"]["refused"]
-        timed = {key: value["seconds"] for key, value in trials.items() if "seconds" in value}
-        assert found["sets"][name]["best"] == min(timed, key=timed.get)
+    for what in ("speedup", "processor_speedup", "memory_ratio", "flops_ratio"):
+        assert found[f"{what}_multi_turn"] > 0
+        assert found[f"{what}_best_multi_turn"] > 0
+    assert found["speedup_multi_turn_without_reference"] > found["speedup_multi_turn"]
+    assert found["flops_ratio_multi_turn_without_reference"] < found["flops_ratio_multi_turn"]
+    assert set(found["fraction_of_peak_multi_turn"]) == {"ours", "trl", "trl_best"}
+    trials = found["runs"]["multi_turn"]["trials"]
+    assert set(trials) == set(CANDIDATES)
+    assert "sets padding_free back" in trials["no checkpointing, padding-free"]["refused"]
+    timed = {key: value["seconds"] for key, value in trials.items() if "seconds" in value}
+    assert found["sets"]["multi_turn"]["best"] == min(timed, key=timed.get)
     assert found["matmul_peak_gflops"]["float32"] > 1
     assert found["machine"]["versions"]["trl"]
+    assert len(training_tables(found)) == 1
+
+
+def test_speedups_are_their_median_over_ours(found):
+    figures = found["sets"]["multi_turn"]
+    (round_,) = found["runs"]["multi_turn"]["rounds"]
+    ours = round_["ours"]["reference"]["wall_seconds"] + round_["ours"]["training"]["wall_seconds"]
+    assert figures["speedup"] == pytest.approx(round_["trl"]["training"]["wall_seconds"] / ours)
+    ours_alone = round_["ours"]["training"]["wall_seconds"]
+    assert figures["speedup_without_reference"] == pytest.approx(round_["trl"]["training"]["wall_seconds"] / ours_alone)
+    names = headline({"multi_turn": figures, "short_prompt": figures})
+    wanted = ("speedup", "speedup_best", "memory_ratio")
+    assert {f"{what}_{name}" for what in wanted for name in SETS} <= set(names)
+    assert names["speedup_best_short_prompt_without_reference"] == figures["speedup_best_without_reference"]
 
 
 def smollm2_in_small(folder):
@@ -230,3 +249,102 @@ def test_our_training_is_counted_forward_and_backward(counted):
         attention += 7 * 2 * hidden * (prompt * prompt + sum(length * (prompt + length) for length in responses))
     expected = 6 * (body * layers * layer + head * hidden * vocabulary) + layers * attention
     assert sides["defaults"]["ours"].training["operations"] == pytest.approx(expected, rel=0.02)
+
+
+def run_command(monkeypatch, tmp_path, model, *arguments):
+    """`mallowspo bench ...` with measurements in this process; what it wrote to --json, and what it printed."""
+    monkeypatch.setattr(processes, "run", here)
+    where = ["--model", str(model), "--threads", "1", "--json", str(tmp_path / "found.json")]
+    done = CliRunner().invoke(app, ["bench", *arguments, *where], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return read_json(tmp_path / "found.json"), done.output
+
+
+SMALL = ("--sets", "multi_turn", "--number-of-pairs", "4", "--batch", "2", "--max-length", "96")
+
+
+def test_reference_pass_and_plain_forward_agree(monkeypatch, tmp_path, model):
+    found, printed = run_command(monkeypatch, tmp_path, model, "reference", *SMALL, "--repeats", "1")
+    assert found["max_abs_logp_difference"] < 1e-3
+    runs, data = found["sets"]["multi_turn"]["runs"], found["sets"]["multi_turn"]["data"]
+    assert found["tokens_per_second_multi_turn"] == data["real_tokens"] / runs["ours"][0]["wall_seconds"]
+    assert found["speedup_reference_multi_turn"] == pytest.approx(
+        runs["plain"][0]["wall_seconds"] / runs["ours"][0]["wall_seconds"]
+    )
+    assert "multi_turn" in printed
+
+
+def test_a_comparison_counts_every_training_of_both_sides(monkeypatch, tmp_path, model):
+    pytest.importorskip("trl", reason="TRL is the extra `bench`")
+    arguments = ("comparison", *SMALL, "--methods", "dpo,mallows_theta", "--seeds", "1,2,3")
+    found, printed = run_command(monkeypatch, tmp_path, model, *arguments)
+    trainings, theirs = found["runs"]["ours"]["trainings"], found["runs"]["trl"]
+    assert (len(trainings), len(theirs)) == (6, 3)
+    # Methods differ, seeds draw the pairs in other orders.
+    assert len({tuple(one["losses"]) for one in trainings}) == 6
+    assert found["seconds_without_starting"]["trl"] == pytest.approx(2 * sum(one["wall_seconds"] for one in theirs))
+    assert found["speedup_comparison"] == found["seconds"]["trl"] / found["seconds"]["ours"]
+    assert "also those that TRL does not have" in " ".join(printed.split())
+
+
+def test_memory_of_a_token_is_told_apart_from_what_is_there_anyway():
+    """Of 1,000 bytes and 12 a token and entry of the vocabulary, 12 is the slope; of ours, which has none, 0."""
+    table = [
+        {
+            "vocabulary": size,
+            "length": length,
+            "sides": {
+                "plain": {"added_bytes": 1000 + 12 * size * length + 50 * length},
+                "ours": {"added_bytes": 700 * size + 50 * length},
+            },
+        }
+        for size in (100, 900, 500)
+        for length in (64, 128)
+    ]
+    assert scaling.memory_slope(table, "plain", (64, 128)) == pytest.approx(12)
+    assert scaling.memory_slope(table, "ours", (64, 128)) == 0
+
+
+def test_scaling_goes_through_every_size(tmp_path):
+    sizes = scaling.Sizes((16, 32), (64, 128), (1, 2), vocabulary=64, length=16, few_and_many=(16, 32))
+    told = []
+    found = scaling.run(sizes, 1, "cpu", tmp_path, here, told.append)
+    assert len(told) == scaling.measurements(sizes)
+    assert [point["length"] for point in found["tables"]["length"]] == [16, 32]
+    assert [(point["vocabulary"], point["length"]) for point in found["tables"]["vocabulary"]] == [
+        *((64, 16), (64, 32), (128, 16), (128, 32))
+    ]
+    assert all(point["sides"][side]["seconds"] > 0 for point in found["tables"]["rows"] for side in scaling.SIDES)
+    assert len(scaling_tables(found)) == 4
+
+
+def test_a_measurement_is_a_process_of_its_own(tmp_path):
+    task = {"kind": "matmul", "size": 64, "dtype": "float32", "device": "cpu", "threads": 1}
+    found = processes.run(task, "product", tmp_path)
+    assert found["gflops"] > 0.01
+    assert 1e8 < found["peak_memory_bytes"] < 2e9
+    with pytest.raises(InputError, match=r"bench: measurement 'broken' failed \(.*nonsense.*\); .*broken.log"):
+        processes.run({**task, "kind": "nonsense"}, "broken", tmp_path)
+
+
+def test_without_trl_the_command_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'mallowspo\[bench\]' -c constraints.txt"):
+        CliRunner().invoke(app, ["bench", "training", "--against", "trl"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("training", "--against", "other"), "--against other: known: trl"),
+        (("reference", "--sets", "multi_tern"), "--sets multi_tern: no such set; did you mean 'multi_turn'"),
+        (("reference", "--dtype", "int8"), "--dtype int8: known: float32, bfloat16"),
+        (("reference", "--number-of-pairs", "6"), "--number-of-pairs 6: must be a multiple of --batch 4"),
+        (("reference", "--batch", "0"), "--batch 0: must be 1 or more"),
+        (("scaling", "--rows", "1,x"), "'1,x': expected whole numbers above 0"),
+    ],
+)
+def test_a_wrong_argument_is_told_before_anything_is_fetched(arguments, message):
+    with pytest.raises(InputError) as error:
+        CliRunner().invoke(app, ["bench", *arguments], catch_exceptions=False)
+    assert message in str(error.value)
