@@ -72,7 +72,7 @@ def packed_mask(**arguments: Any) -> Any:
     rule: Rule = arguments["mask_function"]
     device = torch.device(arguments["device"])
     if device.type == "cpu":
-        return segment_masks(packing, rule, _compute_dtype(arguments["dtype"]))
+        return segment_masks(packing, rule, _at_least_float32(arguments["dtype"]))
     size = packing.tokens.shape[1]
     return create_block_mask(packed_rule(packing, rule), None, None, size, size, device=str(device))
 
@@ -103,8 +103,8 @@ def _segment_mask(prompt: int, length: int, rule: Rule, dtype: torch.dtype) -> T
     return torch.zeros(length, prompt + length, dtype=dtype).masked_fill(~(allowed & causal), float("-inf"))
 
 
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else dtype
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def packed_attention(
@@ -132,17 +132,21 @@ def packed_attention(
             module, query, key, value, attention_mask, scaling, dropout=dropout, **kwargs
         )
         return result
-    return attend_by_segments(query, key, value, attention_mask, scaling, dropout), None
+    # In float32 whatever the precision: on a CPU the backward of bfloat16 attention is the slower one.
+    dtype = _at_least_float32(value.dtype)
+    heads = (query.to(dtype), key.to(dtype), value.to(dtype))
+    with torch.autocast("cpu", enabled=False):
+        output = attend_by_segments(*heads, attention_mask, scaling, dropout)
+    return output.to(value.dtype), None
 
 
 def attend_by_segments(
     query: Tensor, key: Tensor, value: Tensor, masks: SegmentMasks, scaling: float | None, dropout: float = 0.0
 ) -> Tensor:
     """(1, H, P, D) heads, keys and values of fewer heads where the model groups them, to (1, P, H, D)."""
-    dtype = _compute_dtype(value.dtype)
     lengths = [segment.length for segment in masks.segments]
     # Split, not sliced: the backward of a slice fills a whole sequence with zeros, once a segment.
-    queries, keys, values = (heads.to(dtype).split(lengths, dim=2) for heads in (query, key, value))
+    queries, keys, values = (heads.split(lengths, dim=2) for heads in (query, key, value))
     outputs = []
     prompt_key, prompt_value = keys[0], values[0]
     for own_query, own_key, own_value, segment, mask in zip(queries, keys, values, *masks, strict=True):

@@ -1,6 +1,5 @@
 """Training pairs joined with the reference table and the weights, and batches of them."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,62 +11,68 @@ from torch.utils.data import Dataset
 from mallowspo.files import read_parquet
 from mallowspo.layout import Layout
 from mallowspo.methods import METHODS
-from mallowspo.packing import Batch
-from mallowspo.pairs.tokens import TokenizedPair, tokenize_pairs
+from mallowspo.packing import Batch, within_budget
+from mallowspo.pairs.prepared import PreparedPairs, open_tokens
 from mallowspo.reference import look_up, pair_batch
 
 
-@dataclass(frozen=True)
-class Example:
-    """One training pair with what the tables say about it."""
+class Examples(Dataset[int]):
+    """Training pairs by position, which an error can name.
 
-    pair: TokenizedPair
-    reference_chosen: float
-    reference_rejected: float
-    weight: float
-    prompt_perplexity: float
+    Args:
+        pairs: the prepared pairs; a row is read from the disk when a batch holds it.
+        tables: what the tables say of each pair, (n,) each.
+        tokens_per_batch: tokens of prompts and responses that are in memory at a time.
+    """
 
-
-class Examples(Dataset[dict[str, Any]]):
-    """Training pairs by position; the position travels with the batch, so that an error can name the pair."""
-
-    def __init__(self, examples: list[Example]):
-        self.examples = examples
+    def __init__(self, pairs: PreparedPairs, tables: dict[str, Tensor], tokens_per_batch: int):
+        self.pairs = pairs
+        self.tables = tables
+        self.tokens_per_batch = tokens_per_batch
+        self.tokens = pairs.lengths.sum(axis=1)
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.pairs)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"index": index, "example": self.examples[index]}
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    @property
+    def over_budget(self) -> list[str]:
+        """Ids of pairs that are longer than the budget by themselves."""
+        return [self.pairs.pair_ids[index] for index in np.flatnonzero(self.tokens > self.tokens_per_batch)]
+
+    def collate(self, indices: list[int]) -> dict[str, list[dict[str, Tensor]]]:
+        """The pairs of one optimizer step in parts that fit the budget, longest last."""
+        batches = within_budget([int(self.tokens[index]) for index in indices], self.tokens_per_batch)
+        return {"parts": [self._part([indices[at] for at in batch]) for batch in batches]}
+
+    def _part(self, indices: list[int]) -> dict[str, Tensor]:
+        """B pairs as tensors: rows (2B, T), chosen first; tables (B,)."""
+        batch: Batch = pair_batch([self.pairs[index] for index in indices])
+        return {
+            "input_ids": batch.tokens,
+            "attention_mask": batch.mask,
+            "response": batch.response,
+            "prompt": batch.prompt,
+            "index": torch.tensor(indices),
+            **{name: values[indices] for name, values in self.tables.items()},
+        }
 
 
-def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """B examples to tensors: rows (2B, T), chosen first; tables (B,)."""
-    examples: list[Example] = [item["example"] for item in items]
-    batch: Batch = pair_batch([example.pair for example in examples])
-    return {
-        "input_ids": batch.tokens,
-        "attention_mask": batch.mask,
-        "response": batch.response,
-        "prompt": batch.prompt,
-        "reference_chosen": torch.tensor([example.reference_chosen for example in examples]),
-        "reference_rejected": torch.tensor([example.reference_rejected for example in examples]),
-        "weight": torch.tensor([example.weight for example in examples]),
-        "prompt_perplexity": torch.tensor([example.prompt_perplexity for example in examples]),
-        "index": torch.tensor([item["index"] for item in items]),
-    }
-
-
-def load_examples(tokenizer: Any, view: Any, method: Any, layout: Layout) -> list[Example]:
+def load_examples(view: Any, method: Any, layout: Layout) -> Examples:
     """Training pairs joined with the reference table and, where the method needs it, the weights; by pair_id."""
-    pairs = tokenize_pairs(tokenizer, read_parquet(layout.pairs("train")), view.tokens)
-    ids = [pair.pair_id for pair in pairs]
+    pairs = open_tokens(layout.tokens("train"))
+    ids = pairs.pair_ids
     reference = look_up(read_parquet(layout.reference("train")), ids, str(layout.reference("train")))
-    columns = (
-        *(pairs, reference["chosen_logp"], reference["rejected_logp"]),
-        *(_weights(ids, method, layout), _prompt_perplexity(ids, method, reference)),
-    )
-    return [Example(*values) for values in zip(*columns, strict=True)]
+    columns = {
+        "reference_chosen": reference["chosen_logp"],
+        "reference_rejected": reference["rejected_logp"],
+        "weight": _weights(ids, method, layout),
+        "prompt_perplexity": _prompt_perplexity(ids, method, reference),
+    }
+    tables = {name: torch.tensor(np.asarray(values), dtype=torch.float32) for name, values in columns.items()}
+    return Examples(pairs, tables, view.training.tokens_per_batch)
 
 
 def _weights(ids: list[str], method: Any, layout: Layout) -> list[float]:

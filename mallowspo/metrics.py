@@ -3,6 +3,8 @@
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,7 @@ import torch
 from torch import Tensor
 
 from mallowspo.files import read_json, read_jsonl, write_json, write_jsonl
-from mallowspo.objectives import PairLosses
-from mallowspo.scoring import ResponseScores
+from mallowspo.objectives import PairLosses, PairScores
 
 
 class StepMetrics:
@@ -20,11 +21,19 @@ class StepMetrics:
     def __init__(self) -> None:
         self.columns: dict[str, list[Tensor]] = {}
         self.started = time.perf_counter()
+        self.waited = 0.0
 
-    def add(self, losses: PairLosses, scores: ResponseScores) -> None:
-        """Add one batch: B losses, and scores of 2B rows, chosen first."""
-        chosen, rejected = scores.logp.detach().chunk(2)
-        chosen_tokens, rejected_tokens = scores.tokens.chunk(2)
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Counts the seconds inside as time that the data took."""
+        started = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - started
+
+    def add(self, losses: PairLosses, pairs: PairScores) -> None:
+        """Add one batch of B pairs."""
+        chosen, rejected = pairs.chosen_logp, pairs.rejected_logp
+        chosen_tokens, rejected_tokens = pairs.need("chosen_tokens"), pairs.need("rejected_tokens")
         values = {
             "loss": losses.loss,
             "margin": losses.margin,
@@ -60,13 +69,14 @@ class StepMetrics:
             "pairs_dropped": dropped,
             "tokens": tokens,
             "seconds": seconds,
+            "data_seconds": self.waited,
             "tokens_per_second": tokens / seconds,
         }
         return row
 
 
 #: Columns of metrics.jsonl that measure the machine, not the training: they differ between equal runs.
-TIMING = ("seconds", "tokens_per_second")
+TIMING = ("seconds", "data_seconds", "tokens_per_second")
 
 
 class MetricsFile:

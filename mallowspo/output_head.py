@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 #: Rows of hidden states that pass the head at a time, at most: 256 x 49152 float32 logits are 50 MB.
 CHUNK = 256
-#: Bytes of softmax that the forward may keep for the backward; what is beyond them is computed again.
+#: Bytes of softmax that the forward keeps for the backward at most; what is beyond them is computed again.
 KEEP = 1 << 30
 #: A product of fewer rows than this is rounded otherwise than one of more, so that a token's score would depend on how
 #: many stand beside it.
@@ -30,7 +30,7 @@ class Want(NamedTuple):
 
 
 def head_scores(
-    hidden: Tensor, head: Tensor, targets: Tensor, want: Want, products: torch.dtype
+    hidden: Tensor, head: Tensor, targets: Tensor, want: Want, products: torch.dtype, keep: int = KEEP
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probability of each target, entropy and log-collision of each law if wanted (else 0): (N,) each, nats.
 
@@ -40,13 +40,20 @@ def head_scores(
         hidden: (N, D).
         head: (V, D), the weight of the head.
         products: dtype of the backward's two products with the head, as of the body's.
+        keep: bytes of softmax that the forward may keep for the backward. The result has the same bits without.
     """
     count = len(targets)
     if count < FEWEST_ROWS:
         hidden = pad(hidden, (0, 0, 0, FEWEST_ROWS - count))
         targets = pad(targets, (0, FEWEST_ROWS - count))
-    logp, entropy, collision = _HeadLogProbabilities.apply(hidden, head, targets, want, products)
+    logp, entropy, collision = _HeadLogProbabilities.apply(hidden, head, targets, want, products, keep)
     return logp[:count], entropy[:count], collision[:count]
+
+
+def working_bytes(vocabulary: int, hidden: int) -> int:
+    """Bytes at work at most, whatever the number of tokens: of a chunk, logits and softmax; of the head, its gradient
+    and a rounded copy."""
+    return 4 * vocabulary * (2 * CHUNK + 2 * hidden)
 
 
 def chunks(count: int) -> Iterator[slice]:
@@ -59,16 +66,16 @@ def chunks(count: int) -> Iterator[slice]:
 
 class _HeadLogProbabilities(torch.autograd.Function):
     """The backward reads each chunk's softmax where the forward kept it, in `products`, and else computes the chunk
-    again; with float32 products, neither rounds."""
+    again; with float32 products, neither rounds. What was kept is overwritten: there is one backward."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, want: Want, products: torch.dtype
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, want: Want, products: torch.dtype, keep: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         logp = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         entropy, collision = torch.zeros_like(logp), torch.zeros_like(logp)
         ctx.products, ctx.softmax = products, []
-        room = KEEP if ctx.needs_input_grad[0] or ctx.needs_input_grad[1] else 0
+        room = keep if ctx.needs_input_grad[0] or ctx.needs_input_grad[1] else 0
         buffer = _logits_buffer(hidden, head)
         for part in chunks(len(targets)):
             logits = _logits(hidden[part], head, buffer)
@@ -82,25 +89,40 @@ class _HeadLogProbabilities(torch.autograd.Function):
         return logp, entropy, collision
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, head, targets = ctx.saved_tensors
         products = ctx.products
         hidden_gradient = torch.empty_like(hidden)
-        head_gradient = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        head_gradient = torch.empty_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         head_rounded = head.to(products)
         buffer = _logits_buffer(hidden, head)  # memory that is not written to is not taken
-        slopes = torch.empty(min(CHUNK, len(targets)), len(head), dtype=products, device=hidden.device)
-        for kept, part in zip(ctx.softmax, chunks(len(targets)), strict=True):
-            if kept is None:
-                kept = scores_in_place(_logits(hidden[part], head, buffer), targets[part], False)[2].to(products)
-            # d logp / d logits = onehot(target) - softmax
-            slope = torch.neg(kept, out=slopes[: len(kept)])
-            slope[torch.arange(len(slope), device=slope.device), targets[part]] += 1
-            slope *= gradients[0][part, None].to(products)
+        ctx.softmax.reverse()
+        for part in chunks(len(targets)):
+            softmax = ctx.softmax.pop()  # an error the second time
+            if softmax is None:
+                softmax = scores_in_place(_logits(hidden[part], head, buffer), targets[part], False)[2].to(products)
+            slope = _slope_in_place(softmax, targets[part], gradients[0][part].to(products))
             hidden_gradient[part] = (slope @ head_rounded).to(hidden.dtype)
             if head_gradient is not None:
-                head_gradient += slope.T @ hidden[part].to(products)
-        return hidden_gradient, None if head_gradient is None else head_gradient.to(head.dtype), None, None, None
+                _add_product(head_gradient, slope.T, hidden[part].to(products), first=part.start == 0)
+        return hidden_gradient, None if head_gradient is None else head_gradient.to(head.dtype), None, None, None, None
+
+
+def _slope_in_place(softmax: Tensor, targets: Tensor, gradient: Tensor) -> Tensor:
+    """Gradient with respect to the logits (n, V), of the log-probabilities' (n,): (onehot(target) - softmax) each."""
+    slope = softmax.mul_(-gradient[:, None])
+    slope[torch.arange(len(slope), device=slope.device), targets] += gradient
+    return slope
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    """total += left @ right, or = where it holds nothing yet: filling it with zeros costs as much as a product."""
+    if left.dtype == total.dtype:
+        torch.addmm(total, left, right, beta=0.0 if first else 1.0, out=total)
+    elif first:
+        total.copy_(left @ right)
+    else:
+        total += left @ right
 
 
 def _logits_buffer(hidden: Tensor, head: Tensor) -> Tensor:

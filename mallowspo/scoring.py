@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mallowspo import attention
 from mallowspo.errors import InputError
-from mallowspo.output_head import Want, chunks, head_scores
+from mallowspo.output_head import KEEP, Want, chunks, head_scores
 from mallowspo.packing import Batch, Packing, Row, make_batch, pack
 
 logger = logging.getLogger(__name__)
@@ -75,6 +75,12 @@ def _scores_of_full_logits(logits: Tensor, targets: Tensor, want: Want) -> tuple
     return law.gather(-1, targets[:, None])[:, 0], entropy.detach(), collision.detach()
 
 
+def sum_by_row(values: Tensor, rows: Tensor, count: int) -> Tensor:
+    """(N,) to (count,): summed in float64, so that the order of the tokens shows in no float32 bit."""
+    zeros = torch.zeros(count, dtype=torch.float64, device=values.device)
+    return zeros.index_add(0, rows, values.double()).to(values.dtype)
+
+
 class Scorer:
     """Scores responses under a causal language model.
 
@@ -90,6 +96,7 @@ class Scorer:
 
     def __init__(self, model: nn.Module, precision: str):
         self.model = model
+        self.softmax_kept = KEEP  # bytes, see `mallowspo.output_head.head_scores`
         self.precision = "float32"  # of the trials, whatever is asked for
         bare: Any = getattr(model, "get_base_model", lambda: model)  # what PEFT wraps
         self.causal: Any = bare()
@@ -129,13 +136,13 @@ class Scorer:
     def __call__(self, batch: Batch, want_entropy: bool = False, want_confidence: bool = False) -> ResponseScores:
         """Score every row's response. Differentiable in `logp`."""
         scores = self._scores(batch, Want(want_entropy, want_confidence))
-        zeros = torch.zeros(len(batch.tokens), device=scores.logp.device)
-        tokens = zeros.long().index_add(0, scores.rows, torch.ones_like(scores.rows))
-        confidence = zeros.index_add(0, scores.rows, scores.logp.detach() - scores.collision) / tokens
+        rows = len(batch.tokens)
+        tokens = torch.bincount(scores.rows, minlength=rows)
+        confidence = sum_by_row(scores.logp.detach() - scores.collision, scores.rows, rows) / tokens
         return ResponseScores(
-            logp=zeros.index_add(0, scores.rows, scores.logp),
+            logp=sum_by_row(scores.logp, scores.rows, rows),
             tokens=tokens,
-            entropy=zeros.index_add(0, scores.rows, scores.entropy) if want_entropy else None,
+            entropy=sum_by_row(scores.entropy, scores.rows, rows) if want_entropy else None,
             confidence=confidence if want_confidence else None,
         )
 
@@ -148,7 +155,8 @@ class Scorer:
         if self.plain:
             scores = _scores_of_full_logits(found.source.float(), found.targets, want)
         else:
-            scores = head_scores(found.source, self._head, found.targets, want, getattr(torch, self.precision))
+            products = getattr(torch, self.precision)
+            scores = head_scores(found.source, self._head, found.targets, want, products, self.softmax_kept)
         return TokenScores(*scores, found.rows, found.positions)
 
     @torch.no_grad()

@@ -227,16 +227,14 @@ class TrainingSettings(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     max_gradient_norm: float = Field(default=1.0, gt=0)
     pairs_per_step: int = Field(ge=1, description="effective batch: pairs behind one optimizer step")
-    pairs_per_batch: int = Field(ge=1, description="pairs in one forward and backward; divides pairs_per_step")
+    tokens_per_batch: int = Field(
+        default=2048,
+        ge=1,
+        description="tokens (prompt, chosen and rejected of each pair) in one forward and backward: the step's pairs "
+        "are taken in parts that fit, a longer pair alone. For memory and speed; no choice of pairs depends on it",
+    )
     checkpoint_every: int = Field(default=50, ge=1, description="optimizer steps between checkpoints")
-    gradient_checkpointing: bool = False
     lora: LoraSettings | None = None
-
-    @model_validator(mode="after")
-    def _divides(self) -> "TrainingSettings":
-        if self.pairs_per_step % self.pairs_per_batch:
-            raise ValueError("pairs_per_batch must divide pairs_per_step")
-        return self
 
 
 class LmEvalSettings(Section):
@@ -314,7 +312,9 @@ class ComputeSettings(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=1, ge=1, description="torch threads of one job")
     gpus: int = Field(default=0, ge=0, description="GPUs that a job asks the scheduler for")
-    memory_mb: int = Field(default=4000, ge=300, description="of a job that holds the model")
+    memory_mb: int = Field(
+        default=4000, ge=300, description="of a job that holds the model; a training that would need more recomputes"
+    )
     minutes: int = Field(default=120, ge=1, description="time limit of a job on a cluster")
 
 

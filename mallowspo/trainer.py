@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from mallowspo.errors import InputError
-from mallowspo.examples import Example
+from mallowspo.examples import Examples
 from mallowspo.files import write_text
 from mallowspo.metrics import MetricsFile, StepMetrics
-from mallowspo.objectives import Objective, PairLosses, PairScores
+from mallowspo.objectives import Objective, PairLosses, PairScores, join
 from mallowspo.packing import Batch
 from mallowspo.scoring import Scorer
 from mallowspo.signals import Signals
@@ -24,10 +24,11 @@ FROM_TABLES = ("reference_chosen", "reference_rejected", "weight", "prompt_perpl
 
 
 class PreferenceTrainer(Trainer):
-    """transformers.Trainer with the loss of a pair, averaged over the pairs of an optimizer step."""
+    """transformers.Trainer with the loss of a pair, averaged over the pairs of an optimizer step.
 
-    # compute_loss divides by the pairs of the whole step, so that a last, shorter batch weighs no more than it should.
-    loss_is_scaled_for_ga = True
+    Its batches are optimizer steps: the pairs of a step are the same for every method and every memory, and come in
+    parts that fit (`mallowspo.examples.Collator`).
+    """
 
     def __init__(
         self,
@@ -35,14 +36,14 @@ class PreferenceTrainer(Trainer):
         method: Any,
         seed: int,
         model_folder: Path,
-        precision: str,
+        scorer: Scorer,
         metrics: MetricsFile,
         live: Any = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.live = live
-        self.scorer = Scorer(kwargs["model"], precision)
+        self.scorer = scorer
         self.objective: Objective = _objective(method, seed, self.scorer)
         self.signals = Signals(self.objective.row, self.objective.options, self.scorer, model_folder)
         self.add_callback(ObjectiveState(self.objective))
@@ -51,37 +52,75 @@ class PreferenceTrainer(Trainer):
         self.step_metrics = StepMetrics()
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return batches, sum(len(batch["index"]) for batch in batches)
+        with self.step_metrics.waiting_for_data():
+            steps, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return steps, sum(len(part["index"]) for step in steps for part in step["parts"])
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        losses = self.losses(inputs)
-        if not bool(losses.loss.isfinite().all()):
-            raise InputError(self._non_finite(inputs, losses))
-        return losses.loss.sum() / num_items_in_batch
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of one optimizer step, a part of its pairs at a time."""
+        model.train()
+        parts = self.on_device(inputs)
+        if self.objective.compares_pairs and len(parts) > 1:
+            return self._step_of_compared_pairs(parts, num_items_in_batch)
+        total = torch.zeros((), device=self.args.device)
+        for part in parts:
+            loss = self.losses(self.pair_scores(part), part["index"]).loss.sum() / num_items_in_batch
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
 
-    def losses(self, inputs: dict[str, Tensor]) -> PairLosses:
-        """Losses of one batch; its metrics are added to the step's."""
-        batch = Batch(inputs["input_ids"], inputs["attention_mask"], inputs["response"], inputs["prompt"])
+    def on_device(self, inputs: Any) -> list[dict[str, Tensor]]:
+        """The parts of what `Examples.collate` gives."""
+        parts: Any = self._prepare_inputs(inputs)["parts"]
+        return list(parts)
+
+    def _step_of_compared_pairs(self, parts: list[dict[str, Tensor]], pairs: int) -> Tensor:
+        """The same where a pair's loss depends on all others of the step: they are scored first without gradient, and
+        once more, part by part, to carry the slope of each log-probability back."""
+        with torch.no_grad():
+            scored = [self.pair_scores(part) for part in parts]
+        joined = join(scored)
+        sides = (joined.chosen_logp.requires_grad_(), joined.rejected_logp.requires_grad_())
+        loss = self.losses(joined, torch.cat([part["index"] for part in parts])).loss.sum() / pairs
+        self.accelerator.backward(loss)
+        sizes = [len(part["index"]) for part in parts]
+        slopes = zip(*(_slope(side).split(sizes) for side in sides), strict=True)
+        for part, slope in zip(parts, slopes, strict=True):
+            self.accelerator.backward(self.scorer(_rows(part)).logp @ torch.cat(slope))
+        return loss.detach()
+
+    def pair_scores(self, part: dict[str, Tensor]) -> PairScores:
+        """What the objective reads of a part's pairs."""
+        batch = _rows(part)
         scores = self.scorer(batch, want_confidence=self.signals.wants_confidence)
         (chosen, rejected), (chosen_tokens, rejected_tokens) = scores.logp.chunk(2), scores.tokens.chunk(2)
-        pairs = PairScores(
+        return PairScores(
             chosen_logp=chosen,
             rejected_logp=rejected,
             chosen_tokens=chosen_tokens,
             rejected_tokens=rejected_tokens,
-            **{key: inputs[key] for key in FROM_TABLES},
+            **{key: part[key] for key in FROM_TABLES},
             **self.signals(batch, scores),
         )
+
+    def losses(self, pairs: PairScores, indices: Tensor) -> PairLosses:
+        """Losses of a batch; its metrics are added to the step's.
+
+        Args:
+            indices: positions of the pairs in the examples, (B,).
+
+        Raises:
+            InputError: a loss is not finite.
+        """
         losses: PairLosses = self.objective(pairs)
-        self.step_metrics.add(losses, scores)
+        self.step_metrics.add(losses, pairs)
+        if not bool(losses.loss.isfinite().all()):
+            raise InputError(self._non_finite(indices, losses))
         return losses
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not estimated: the Trainer's formula counts padded tokens, which this training does not have."""
+        return 0
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The policy's optimizer, with what the objective itself learns as a group of its own."""
@@ -101,10 +140,9 @@ class PreferenceTrainer(Trainer):
             )
         return norm
 
-    def _non_finite(self, inputs: dict[str, Tensor], losses: PairLosses) -> str:
-        broken = torch.nonzero(~losses.loss.isfinite())[:, 0].tolist()
-        examples: list[Example] = self.train_dataset.examples  # type: ignore[union-attr]
-        ids = [examples[int(inputs["index"][row])].pair.pair_id for row in broken]
+    def _non_finite(self, indices: Tensor, losses: PairLosses) -> str:
+        examples: Examples = self.train_dataset  # type: ignore[assignment]
+        ids = [examples.pairs.pair_ids[index] for index in indices[~losses.loss.isfinite()].tolist()]
         return (
             f"step {self.state.global_step + 1}: the loss is not finite for pairs {', '.join(ids[:5])}; the policy was "
             "left as the step before made it. Lower training.learning_rate, or look at these pairs"
@@ -119,6 +157,14 @@ class PreferenceTrainer(Trainer):
         if self.live:
             self.live.update(row)
         self.step_metrics = StepMetrics()
+
+
+def _rows(part: dict[str, Tensor]) -> Batch:
+    return Batch(part["input_ids"], part["attention_mask"], part["response"], part["prompt"])
+
+
+def _slope(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
 def _objective(method: Any, seed: int, scorer: Scorer) -> Objective:

@@ -5,19 +5,22 @@ RUN/work until the training has ended (checkpoints, metrics so far), so a killed
 checkpoint, and what a later stage reads appears only when it is whole.
 """
 
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import nn
 from transformers import TrainingArguments, set_seed
 
+from mallowspo import memory
 from mallowspo.errors import InputError
-from mallowspo.examples import Examples, collate, load_examples
+from mallowspo.examples import Examples, load_examples
 from mallowspo.files import (
     digest,
     read_json,
@@ -28,12 +31,18 @@ from mallowspo.files import (
     write_text,
 )
 from mallowspo.layout import Layout
+from mallowspo.memory import MemoryPlan
 from mallowspo.methods import METHODS
 from mallowspo.metrics import MetricsFile, StepMetrics
 from mallowspo.models import load_model, load_tokenizer, resolve_device, resolve_precision
+from mallowspo.objectives import join
+from mallowspo.pairs.prepared import open_tokens
 from mallowspo.provenance import code_digest, environment
+from mallowspo.scoring import Scorer
 from mallowspo.tracking import track_live
 from mallowspo.trainer import ObjectiveState, PreferenceTrainer, last_checkpoint
+
+logger = logging.getLogger(__name__)
 
 #: Largest |margin| allowed before the first step, nats: the policy still is the reference, so only rounding is left.
 #: bfloat16 products round differently when pairs are batched differently.
@@ -48,12 +57,15 @@ def run(
     layout: Layout,
     model_folder: Path,
     device: str,
+    memory_mb: int,
     live_store: str | None = None,
 ) -> None:
     """Train one policy and write RUN/{model,metrics.jsonl,settings.yaml,summary.json,environment.json}.
 
     Args:
         method: `MethodSettings` of the run.
+        memory_mb: MiB that the job may take on a CPU. Where they do not hold what the backward reads, it computes it
+            again: slower, with the same result.
         live_store: MLflow store that also gets the curves while the training runs; its failures never stop it.
     """
     device = resolve_device(device)
@@ -62,20 +74,21 @@ def run(
     identity = _identity(view, method, seed, layout, model_folder, precision)
     work = _open_work(folder / "work", identity)
     set_seed(seed)
-    tokenizer = load_tokenizer(model_folder)
-    examples = Examples(load_examples(tokenizer, view, method, layout))
+    examples = load_examples(view, method, layout)
     model = _policy(model_folder, device, view.training, seed)
     sizes = _sizes(model)
+    scorer = Scorer(model, precision)
+    fitted = _fit(scorer, examples, view.training, memory.available(device, memory_mb))
     metrics = MetricsFile(work / "metrics.jsonl")
     trainer = PreferenceTrainer(
         model=model,
         args=_arguments(view.training, work, seed, device, len(examples)),
         train_dataset=examples,
-        data_collator=collate,
+        data_collator=examples.collate,
         method=method,
         seed=seed,
         model_folder=model_folder,
-        precision=precision,
+        scorer=scorer,
         metrics=metrics,
         live=track_live(layout, label, seed, identity["digest"], live_store) if live_store else None,
     )
@@ -94,11 +107,13 @@ def run(
     with whole_directory(folder / "model") as temporary:
         final = model.merge_and_unload() if view.training.lora else model
         final.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        load_tokenizer(model_folder).save_pretrained(temporary)
     rows = metrics.rows()
     write_text(folder / "settings.yaml", yaml.safe_dump(_run_settings(view, method, label, seed), sort_keys=False))
     write_json(folder / "environment.json", environment(device))
-    write_json(folder / "summary.json", _summary(identity, rows, step0, sizes, precision, metrics.resumed_from))
+    summary = _summary(identity, rows, step0, sizes, precision, metrics.resumed_from)
+    summary |= {"pairs_over_budget": len(examples.over_budget), "memory": fitted._asdict()}
+    write_json(folder / "summary.json", summary)
     write_jsonl(folder / "metrics.jsonl", rows)
     shutil.rmtree(work)
 
@@ -109,6 +124,20 @@ def _open_work(work: Path, identity: dict[str, str]) -> Path:
         shutil.rmtree(work, ignore_errors=True)
         write_json(work / "identity.json", identity)
     return work
+
+
+def _fit(scorer: Scorer, examples: Examples, training: Any, budget: int) -> MemoryPlan:
+    """Fit the largest batch into the memory; tell of pairs that are longer than a batch may be."""
+    if examples.over_budget:
+        logger.warning(
+            "%d of %d pairs are longer than training.tokens_per_batch (%d) and run alone: %s",
+            *(len(examples.over_budget), len(examples), training.tokens_per_batch, ", ".join(examples.over_budget[:5])),
+        )
+    tokens = np.sort(examples.tokens)[::-1]
+    largest = max(int(tokens[0]), min(training.tokens_per_batch, int(tokens[: training.pairs_per_step].sum())))
+    chosen = memory.plan(scorer, largest, budget)
+    memory.apply(scorer, chosen)
+    return chosen
 
 
 def _sizes(model: nn.Module) -> dict[str, int]:
@@ -148,15 +177,13 @@ def _arguments(training: Any, work: Path, seed: int, device: str, pairs: int) ->
         output_dir=str(work),
         num_train_epochs=training.epochs,
         max_steps=training.max_steps or -1,
-        per_device_train_batch_size=training.pairs_per_batch,
-        gradient_accumulation_steps=training.pairs_per_step // training.pairs_per_batch,
+        per_device_train_batch_size=training.pairs_per_step,  # the trainer takes them in parts
         learning_rate=training.learning_rate,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(training.schedule, training.schedule),
         warmup_steps=round(training.warmup_ratio * _steps(training, pairs)),
         optim={"adamw": "adamw_torch_fused", "rmsprop": "rmsprop"}[training.optimizer],
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_gradient_norm,
-        activation_checkpointing=training.gradient_checkpointing,
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_steps=training.checkpoint_every,
@@ -189,11 +216,12 @@ def _step0(trainer: PreferenceTrainer, precision: str, work: Path) -> dict[str, 
 
     What it catches: another tokenizer, template or model than the reference table's, a packing or masking error.
     """
-    dataset = trainer.train_dataset
-    size = trainer.args.per_device_train_batch_size
-    batch = collate([dataset[index] for index in range(min(size, len(dataset)))])  # type: ignore[index,arg-type]
+    examples: Examples = trainer.train_dataset  # type: ignore[assignment]
+    pairs = range(min(trainer.args.per_device_train_batch_size, len(examples)))
+    parts = trainer.on_device(examples.collate(list(pairs)))
     with _no_gradient_in_training_mode(trainer.scorer.model):
-        losses = trainer.losses({key: value.to(trainer.args.device) for key, value in batch.items()})
+        scored = join([trainer.pair_scores(part) for part in parts])
+        losses = trainer.losses(scored, torch.cat([part["index"] for part in parts]))
     trainer.step_metrics = StepMetrics()
     largest = float(losses.margin.abs().max())
     if not largest <= STEP0_TOLERANCE[precision]:
@@ -209,14 +237,14 @@ def _step0(trainer: PreferenceTrainer, precision: str, work: Path) -> dict[str, 
 
 def _identity(view: Any, method: Any, seed: int, layout: Layout, model_folder: Path, precision: str) -> dict[str, str]:
     """What a run is: settings, seed, code and the content of what it reads. Its digest is the MLflow run's key."""
-    inputs = [layout.pairs("train"), layout.reference("train"), model_folder / "source.json"]
+    inputs = [layout.reference("train"), model_folder / "source.json"]
     if "dispersion" in METHODS[method.method].needs:
         inputs.append(layout.dispersion)
     parts = {
         "settings": digest([view.model.precision, precision, view.tokens.model_dump(), view.training.model_dump()]),
         "method": digest([method.model_dump(), seed]),
         "code": code_digest("train"),
-        "inputs": digest([sha256_file(file) for file in inputs]),
+        "inputs": digest([open_tokens(layout.tokens("train")).digest, *(sha256_file(file) for file in inputs)]),
     }
     return {**parts, "digest": digest(parts)}
 
@@ -246,6 +274,7 @@ def _summary(
         "pairs": sum(row["pairs"] for row in rows),
         "tokens": sum(row["tokens"] for row in rows),
         "seconds": sum(row["seconds"] for row in rows),
+        "data_seconds": sum(row["data_seconds"] for row in rows),
         "resumed_from_step": resumed,
         **step0,
         **sizes,

@@ -5,7 +5,7 @@ A new method is a link (or a margin, or an adaptation) here and one row in `mall
 
 from mallowspo.objectives.adaptations import ADAPTATIONS
 from mallowspo.objectives.links import LINKS
-from mallowspo.objectives.margins import PairScores, log_ratio_margin
+from mallowspo.objectives.margins import PairScores, join, log_ratio_margin
 from mallowspo.objectives.objective import Objective, PairLosses
 
-__all__ = ["ADAPTATIONS", "LINKS", "Objective", "PairLosses", "PairScores", "log_ratio_margin"]
+__all__ = ["ADAPTATIONS", "LINKS", "Objective", "PairLosses", "PairScores", "join", "log_ratio_margin"]

@@ -27,6 +27,9 @@ class Adapted(NamedTuple):
 class Adaptation(nn.Module):
     """Base: one `forward` a batch, one `after_step` an optimizer step."""
 
+    #: Whether the loss of a pair depends on the other pairs of the batch.
+    compares_pairs = False
+
     def __init__(self, options: dict[str, Any], runs: tuple[int, ...], hidden_size: int | None, seed: int):
         super().__init__()
         self.options = options
@@ -42,6 +45,7 @@ class Adaptation(nn.Module):
 class _RunningMoments(Adaptation):
     """Exponential moving mean and standard deviation of the batch, both from 0 as in the published codes."""
 
+    compares_pairs = True
     mean: Tensor
     deviation: Tensor
 
@@ -65,7 +69,7 @@ class _RunningMoments(Adaptation):
 class BetaDPO(_RunningMoments):
     """beta-DPO: beta grows with how far the batch's log-ratio margin lies above its running mean; outliers are dropped.
 
-    The batch is the forward batch (`training.pairs_per_batch`), as in the published code. Pairs are dropped by a seeded
+    The batch is the pairs of the optimizer step, however many are in memory at a time. Pairs are dropped by a seeded
     draw without replacement, with odds exp(-z^2 / 2) of being kept; the kept ones weigh B / kept, so that the mean
     over the batch is the mean over the kept.
     """

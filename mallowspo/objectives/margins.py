@@ -1,5 +1,7 @@
 """What the log-probabilities of a pair say about its margin."""
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +41,16 @@ class PairScores:
         if value is None:
             raise ValueError(f"this method needs `{name}` of the pairs; see `needs` of its row in METHODS")
         return value
+
+
+def join(parts: Sequence[PairScores]) -> PairScores:
+    """Parts of one batch as a whole, in their order; a field that is None in one is None in all."""
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(PairScores):
+        values = [getattr(part, field.name) for part in parts]
+        by_pair = -2 if field.name == "prompt_hidden" else -1
+        fields[field.name] = None if values[0] is None else torch.cat(values, dim=by_pair)
+    return PairScores(**fields)
 
 
 #: Which share of the reference's log-probability a margin subtracts; "mixed" takes its share from the options.

@@ -96,6 +96,11 @@ class Objective(nn.Module):
             loss_weight=loss_weight.expand_as(margin),
         )
 
+    @property
+    def compares_pairs(self) -> bool:
+        """Whether the loss of a pair depends on the other pairs of its step: they must then come in one batch."""
+        return self.adaptation is not None and self.adaptation.compares_pairs
+
     def after_step(self) -> None:
         """To be called once after each optimizer step."""
         if self.adaptation is not None:

@@ -18,7 +18,7 @@ from mallowspo.settings import Experiment
 #: metric in scores/METHOD/seed=S/*.parquet -> its name in the store.
 SCORES = {"reward": "reward", "kl": "kl", "tokens": "length", "complete": "complete", "win": "win_rate"}
 #: Curves that measure the machine: steps made again after a resume have other values.
-TIMING = {"train/seconds", "train/tokens_per_second"}
+TIMING = {"train/seconds", "train/data_seconds", "train/tokens_per_second"}
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _params(layout: Layout, experiment: Experiment, label: str, seed: int, summa
         "template": tokens.template,
         "max_prompt": tokens.max_prompt,
         "max_response": tokens.max_response,
-        **training.model_dump(exclude={"lora", "checkpoint_every", "pairs_per_batch", "gradient_checkpointing"}),
+        **training.model_dump(exclude={"lora", "checkpoint_every", "tokens_per_batch"}),
     }
     if kind.weight == "dispersion":
         dispersion = read_json(layout.dispersion_summary)
