@@ -152,9 +152,12 @@ def _template_facts(
         InputError: the template writes a header before a response, and leaves it out where one is to be generated.
     """
     prompt, without = (_chat_ids(tokenizer, messages, settings, generation_prompt=wanted) for wanted in (True, False))
-    whole = _chat_ids(tokenizer, [*messages, {"role": "assistant", "content": response}], settings, False)
     shared = len(list(itertools.takewhile(lambda both: both[0] == both[1], zip(prompt, without, strict=False))))
     header = len(prompt) - shared
+    try:
+        whole = _chat_ids(tokenizer, [*messages, {"role": "assistant", "content": response}], settings, False)
+    except InputError:
+        return header, True  # it refuses a response here, as some do after an assistant's own turn
     if header == 0:
         _check_no_header(tokenizer, messages, response)
     return header, whole[: len(prompt)] != prompt

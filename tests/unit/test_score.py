@@ -20,7 +20,7 @@ MAX_RESPONSE = 32  # tokens.max_response of the smoke experiment
 def scored(tmp_path_factory):
     """A trained policy with its answers and scores, and the reference's."""
     experiment, layout, folder = prepare(tmp_path_factory.mktemp("run"))
-    training.run(experiment.stage_view("train"), experiment.methods["dpo"], "dpo", 1, layout, folder, "cpu")
+    training.run(experiment.stage_view("train"), experiment.methods["dpo"], "dpo", 1, layout, folder, "cpu", 4000)
     for method, seed, model in ((REFERENCE, 0, folder), ("dpo", 1, layout.run("dpo", 1) / "model")):
         answers.run(experiment.stage_view("generate"), layout, model, method, seed, "cpu")
         score.run(experiment.stage_view("score"), layout, folder, method, seed, "cpu")

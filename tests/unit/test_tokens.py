@@ -230,6 +230,11 @@ def test_a_template_without_a_generation_prompt_is_refused_if_responses_have_a_h
     assert template_facts(INST) == (0, False)
 
 
+def test_a_template_that_refuses_a_response_here_is_told():
+    template = "{% if messages[-1].role == 'assistant' %}{{ raise_exception('no') }}{% endif %}" + TURNS
+    assert template_facts(template) == (1, True)
+
+
 def test_a_template_that_drops_the_response_is_no_reason_to_refuse():
     assert template_facts("{% for m in messages %}{{ m.content if m.role == 'user' }}{% endfor %}") == (0, False)
 
