@@ -65,7 +65,7 @@ def made_up(name: str, lengths: Lengths, pairs: int, maximum: int, seed: int, to
         chosen, rejected = (
             _words_around("", "", length - 1, words, tokenizer) for length in (chosen_length, rejected_length)
         )
-        rows.append(_row(question, chosen, rejected if rejected != chosen else f"{rejected} no"))
+        rows.append(pair_row(question, chosen, rejected if rejected != chosen else f"{rejected} no"))
     table = pd.DataFrame(rows)
     return Data(name, table, list(tokenize_pairs(tokenizer, table, token_settings("plain", maximum))))
 
@@ -96,7 +96,8 @@ def _random_words(room: int, words: random.Random, counts: dict[str, int]) -> st
     return " " + " ".join(chosen)
 
 
-def _row(prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
+def pair_row(prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
+    """A pair as in pairs/*.parquet."""
     text = prompt.removeprefix("\n\nHuman:").removesuffix("\n\nAssistant:").strip()
     messages = [{"role": "user", "content": text}]
     return {

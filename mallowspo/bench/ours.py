@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mallowspo.bench.data import Data, token_settings
+import pandas as pd
+
+from mallowspo.bench.data import Data, pair_row, token_settings
 from mallowspo.bench.options import Options
 from mallowspo.files import read_json, read_jsonl, write_parquet
 from mallowspo.layout import Layout
@@ -48,11 +50,10 @@ def experiment(options: Options, methods: tuple[str, ...] = ("dpo",)) -> dict[st
 
 
 def prepare(results: Path, data: Data) -> None:
-    """What the stage "pairs" would have written: the training pairs, and one small test pair."""
+    """What the stage "pairs" would have written: the training pairs, and one test pair of a few words."""
     layout = Layout(str(results), EXPERIMENT)
-    shortest = min(range(len(data.tokens)), key=lambda row: len(data.tokens[row].prompt))
     write_parquet(layout.pairs("train"), data.table)
-    test = data.table.iloc[[shortest]]
+    test = pd.DataFrame([pair_row("Why?", " Yes.", " No.")])
     write_parquet(layout.pairs("test"), test)
     write_parquet(layout.prompts, test[["prompt_id", "prompt", "messages"]])
 
