@@ -92,6 +92,11 @@ class Layout:
         return self.root / "comparison.parquet"
 
     @property
+    def interaction(self) -> Path:
+        """Slopes of the differences on the prompts' dispersion."""
+        return self.root / "interaction.parquet"
+
+    @property
     def estimates(self) -> Path:
         return self.root / "estimates.parquet"
 

@@ -108,7 +108,7 @@ def methods_view(
             row = next(iter(rows_of(found)), None)
             cells[f"Reward minus DPO's, same KL, {count}"] = told(row) if row is not None else "0"
             cells[f"Holm p, {count}"] = p_value(row.p_holm) if row is not None else ABSENT
-        ratio = estimate(ratios[many][label], settings.confidence, settings.resamples)
+        ratio = estimate(ratios[many][label], settings.confidence)
         cells[f"Spread ratio, {many}"] = interval(ratio.mean, ratio.low, ratio.high, DECIMALS)
         rows.append(cells)
     return Table(name, methods, pd.DataFrame(rows), ("Method", "With one token"))

@@ -138,7 +138,7 @@ def summarise(condition: Condition, statistics: StatisticsSettings, seed: int) -
         truth = condition.rate
         if label in SUMS:
             truth = condition.rate * condition.mean_length
-        bias = inference.estimate(index - truth, statistics.confidence, statistics.resamples, seed)
+        bias = inference.estimate(index - truth, statistics.confidence)
         row = {"condition": condition.name, "estimator": label, "n": len(index)}
         for target, found in against.items():
             result = found[label]

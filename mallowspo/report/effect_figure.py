@@ -65,7 +65,7 @@ def _parts(
 ) -> pd.DataFrame:
     rows = []
     for part, positions in enumerate(np.array_split(np.arange(len(dispersion)), PARTS), start=1):
-        found = estimate(difference.iloc[positions], confidence, **resampling)
+        found = estimate(difference.iloc[positions], confidence)
         rows.append(
             {
                 "method": method,

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mallowspo.files import write_text
-from mallowspo.inference import TEST_NAME
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.methods import METHODS
 from mallowspo.report import (
@@ -50,6 +49,7 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
     shown = {
         "main": tables.main_table(results),
         "comparison": comparison,
+        "interaction": tables.interaction_table(results),
         "data_health": tables.health_table(results),
         "cost": tables.cost_table(results),
         "versions": tables.versions_table(results),
@@ -75,7 +75,10 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
         cautions=summary.cautions(results),
         samples=_samples(results),
         dispersion_examples=data_figures.dispersion_examples(results),
-        test_name=TEST_NAME,
+        test_name=_tests(results),
+        families=_families(results),
+        slopes=summary.slopes(results),
+        slope_table=tables.interaction_view(results, shown["interaction"]),
         judged=judged,
         judge_words=judge_table.judge_words(layout, runs),
         made_by=f"mallowspo report {layout.experiment}",
@@ -84,16 +87,24 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
     write_text(layout.report, page)
 
 
+def _families(results: Results) -> str:
+    """Which tests were corrected for together."""
+    sizes = results.comparison.groupby("family", sort=False)["family_size"].first()
+    return ", ".join(f"{plural(int(size), 'test')} ({family})" for family, size in sizes.items())
+
+
+def _tests(results: Results) -> str:
+    return "; ".join(dict.fromkeys(results.comparison["test"]))
+
+
 def _size(results: Results) -> str:
     return f"n = {plural(results.n_prompts, 'test prompt')}, {plural(len(results.view.seeds), 'seed')} a method"
 
 
 def _groups(results: Results, look: Look) -> dict[str, Group]:
-    comparison = results.view.evaluation.comparison
-    resampled = "prompts and seeds" if len(results.view.seeds) > 1 else "prompts"
-    bars = f"Bars: {results.confidence} intervals from {comparison.resamples:,} resamples of {resampled}."
+    bars = f"Bars: {results.confidence} intervals; they cover {results.covers}."
     band = (
-        f"Grey: differences too small to be found with 80 % power at this n. p-values in the table: {TEST_NAME}; "
+        f"Grey: differences too small to be found with 80 % power at this n. p-values in the table: {_tests(results)}; "
         "Holm's correction over all outcomes of all methods against the same baseline."
     )
     size = f"{_size(results)}."

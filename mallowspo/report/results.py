@@ -25,7 +25,7 @@ class Results:
     Attributes:
         settings: the resolved settings, as values; `view` holds the part that the report may read, typed.
         values: metric -> label -> table (prompts, seeds), see `mallowspo.compare.read_values`.
-        estimates, comparison: as stage "compare" wrote them.
+        estimates, comparison, interaction: as stage "compare" wrote them.
         curves: metrics of every optimizer step, with method and seed.
         dispersion: a row a pair, with split, prompt, chosen and rejected; dispersion_summary: dispersion.json.
         displacement: a row a method and held-out pair: change of both log-probabilities (nats) from the reference.
@@ -42,6 +42,7 @@ class Results:
     values: Values
     estimates: pd.DataFrame
     comparison: pd.DataFrame
+    interaction: pd.DataFrame
     curves: pd.DataFrame
     dispersion: pd.DataFrame
     dispersion_summary: dict[str, Any]
@@ -69,6 +70,11 @@ class Results:
     def confidence(self) -> str:
         """Such as "95 %"."""
         return f"{100 * self.view.evaluation.comparison.confidence:g} %"
+
+    @property
+    def covers(self) -> str:
+        """What the intervals of the methods speak of."""
+        return "new prompts and new seeds" if len(self.view.seeds) > 1 else "new prompts, not another seed"
 
     @property
     def n_prompts(self) -> int:
@@ -118,6 +124,7 @@ def read_results(view: Any, layout: Layout, settings_text: str) -> Results:
         ),
         estimates=estimates,
         comparison=read_parquet(layout.comparison),
+        interaction=read_parquet(layout.interaction),
         curves=_curves(layout, runs),
         dispersion=_dispersion(layout),
         dispersion_summary=read_json(layout.dispersion_summary),

@@ -1,13 +1,16 @@
 """The finding in plain sentences, from the comparison: what is clear, and what cannot be told at this size."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from mallowspo.compare import is_outcome
+from mallowspo.inference import holm
+from mallowspo.inference.resampling import TEST_NAME
 from mallowspo.layout import REFERENCE
 from mallowspo.report.results import Results
 from mallowspo.report.table import rows_of
-from mallowspo.report.words import fixed, metric_title, number, p_value, plural
+from mallowspo.report.words import fixed, interval, meaningful_decimals, metric_title, number, p_value, plural
 
 #: Answers this many times as long (or short) as the reference's are pointed out: judges favour length.
 NOTABLE_LENGTH_RATIO = 1.2
@@ -24,7 +27,8 @@ class Finding:
 def verdict(row: Any, alpha: float) -> str:
     """ "higher", "lower" or "cannot tell".
 
-    Clear needs both a Holm p below alpha (these policies, new prompts) and an interval without zero (another seed too).
+    Clear needs both a Holm p below alpha and an interval without zero. With several seeds both speak of the methods,
+    with one seed of these trained policies only.
     """
     if row.p_holm < alpha and row.ci_low > 0:
         return "higher"
@@ -83,8 +87,62 @@ def _told(results: Results, row: Any) -> str:
     found = verdict(row, _alpha(results))
     if found == "cannot tell":
         detectable = fixed(row.detectable, results.decimals(row.metric))
-        return f"cannot be told apart: {numbers} (detectable {detectable})"
+        told = f"cannot be told apart{_these_runs(results, row)}: {numbers} (detectable {detectable})"
+        return told + _equal(results, row)
     return f"{found}: {numbers} (Holm p {_p(row.p_holm)})"
+
+
+def _these_runs(results: Results, row: Any) -> str:
+    """What is clear of the trained policies, where too few seeds leave the methods open."""
+    family = results.comparison[results.comparison["family"] == row.family]
+    clear = dict(zip(zip(family["method"], family["metric"], strict=True), holm(family["p_policies"]), strict=True))
+    p = clear[row.method, row.metric]
+    if row.seeds == 1 or p >= _alpha(results):
+        return ""
+    side = "higher" if row.difference > 0 else "lower"
+    return f" with {plural(row.seeds, 'seed')}, though these runs are {side} on new prompts (Holm p {_p(p)})"
+
+
+def _equal(results: Results, row: Any) -> str:
+    """The finding that there is no difference that matters, or what it would take to see one."""
+    decimals = max(results.decimals(row.metric), 2)
+    if row.p_equivalence < _alpha(results):
+        return f"; equal within ±{fixed(row.equivalence_margin, decimals)} (p {_p(row.p_equivalence)})"
+    if row.metric != "win_rate":
+        return ""
+    told = f"; to find two points with {plural(row.seeds, 'seed')}: {_amount(row.n_needed_two_points, 'prompt')}"
+    if row.seeds > 1:
+        told += f", on {plural(row.n, 'prompt')}: {_amount(row.seeds_needed_two_points, 'seed')}"
+    return told
+
+
+def _amount(needed: float, noun: str) -> str:
+    return f"about {plural(int(needed), noun)}" if math.isfinite(needed) else f"no number of {noun}s is enough"
+
+
+def slopes(results: Results) -> list[Finding]:
+    """Does the gain depend on the prompt's dispersion? One finding an outcome, against the baseline."""
+    baseline = results.baseline if len(results.methods) > 1 else REFERENCE
+    table = results.interaction[results.interaction["baseline"] == baseline]
+    found = []
+    for metric in results.metrics():
+        rows = rows_of(table[table["metric"] == metric]) if is_outcome(metric) else []
+        if rows:
+            title = f"{metric_title(metric)} minus {baseline}'s, by dispersion (n = {rows[0].n})"
+            found.append(Finding(title, [(row.method, _told_slope(row, _alpha(results))) for row in rows]))
+    return found
+
+
+def _told_slope(row: Any, alpha: float) -> str:
+    if math.isnan(row.slope):
+        return str(row.note)
+    decimals = meaningful_decimals([row.ci_high - row.ci_low])
+    numbers = f"{interval(row.slope, row.ci_low, row.ci_high, decimals, True)} a standard deviation"
+    found = verdict(row, alpha)
+    if found == "cannot tell":
+        return f"no dependence on dispersion can be told: {numbers} (Holm p {_p(row.p_holm)})"
+    side = "larger" if found == "higher" else "smaller"
+    return f"{side} on more dispersed prompts: {numbers} (Holm p {_p(row.p_holm)})"
 
 
 def _p(value: float) -> str:
@@ -98,14 +156,17 @@ def _seed_caution(results: Results) -> list[str]:
         return ["One seed: the intervals say nothing about what another seed would give."]
     if seeds < 4:
         return [
-            f"{plural(seeds, 'seed')}: the intervals resample seeds too, but so few show their spread only coarsely."
+            f"{plural(seeds, 'seed')}: the intervals speak of new seeds too, with the spread between seeds pooled over "
+            "all methods. What a seed does to all methods alike is known from these few runs only, so an interval "
+            "against the reference may be wide, and more seeds, not more prompts, would narrow it."
         ]
     return []
 
 
 def _power_caution(results: Results) -> list[str]:
-    """Too few prompts or resamples for any p to become small: 2 of 2^n sign patterns, or of resamples + 1."""
-    outcomes = results.comparison[results.comparison["metric"].map(is_outcome)]
+    """Too few prompts or resamples for any sign-flip p to become small: 2 of 2^n sign patterns, or of resamples + 1."""
+    tested = results.comparison[results.comparison["test"] == TEST_NAME]
+    outcomes = tested[tested["metric"].map(is_outcome).astype(bool)]
     resamples = results.view.evaluation.comparison.resamples
     prompts = plural(results.n_prompts, "prompt")
     told = []

@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 
 from mallowspo.compare import is_outcome
+from mallowspo.layout import REFERENCE
 from mallowspo.report.results import Results
 from mallowspo.report.table import Table, rows_of
-from mallowspo.report.words import ABSENT, count, fixed, metric_title, number, p_value
+from mallowspo.report.words import ABSENT, count, fixed, interval, meaningful_decimals, metric_title, number, p_value
 from mallowspo.settings import STAGE_READS
 
 #: Column headings of the main table where the metric's title is long.
@@ -55,7 +56,7 @@ def _numbers(found: dict[tuple[str, str], Any], results: Results, label: str) ->
 
 
 def comparison_table(results: Results) -> Table:
-    """Every difference, outcomes first, with p, Holm's p and the detectable effect."""
+    """Every difference, outcomes first, with its p-values, the detectable effect and the equivalence test."""
     order = {metric: position for position, metric in enumerate(results.metrics())}
     rank = results.comparison["metric"].map(order)
     numbers = results.comparison.assign(rank=rank).sort_values(["rank"], kind="stable").drop(columns="rank")
@@ -67,6 +68,10 @@ def comparison_table(results: Results) -> Table:
             "Difference": results.told(row, signed=True),
             "p": p_value(row.p),
             "Holm p": p_value(row.p_holm),
+            "BH p": p_value(row.p_bh),
+            "p, these runs": p_value(row.p_policies),
+            "p, equal": p_value(row.p_equivalence),
+            "Margin": fixed(row.equivalence_margin, results.decimals(row.metric)),
             "Detectable": fixed(row.detectable, results.decimals(row.metric)),
             "n": count(row.n),
             "Seeds": str(row.seeds),
@@ -84,6 +89,44 @@ def comparison_views(results: Results, table: Table) -> dict[str, Table]:
         shown = table.shown[keep].drop(columns="Against")
         views[baseline] = Table(table.name, table.numbers[keep], shown, ("Metric", "Method"))
     return views
+
+
+def interaction_table(results: Results) -> Table:
+    """Every slope of a difference on the prompt's dispersion, outcomes first."""
+    order = {metric: position for position, metric in enumerate(results.metrics())}
+    rank = results.interaction["metric"].map(order)
+    numbers = results.interaction.assign(rank=rank).sort_values(["rank"], kind="stable").drop(columns="rank")
+    shown = pd.DataFrame(
+        {
+            "Metric": metric_title(row.metric),
+            "Method": row.method,
+            "Against": row.baseline,
+            "Slope": interval(row.slope, row.ci_low, row.ci_high, _slope_decimals(numbers, row.metric), True),
+            "p": p_value(row.p),
+            "Holm p": p_value(row.p_holm),
+            "Rank r": fixed(row.rank_correlation, 2),
+            "p of r, these runs": p_value(row.rank_p),
+            "n": count(row.n),
+            "Note": row.note,
+        }
+        for row in rows_of(numbers)
+    )
+    return Table("interaction", numbers, shown, ("Metric", "Method", "Against", "Note"))
+
+
+def _slope_decimals(slopes: pd.DataFrame, metric: str) -> int:
+    own = slopes[slopes["metric"] == metric]
+    return meaningful_decimals(own["ci_high"] - own["ci_low"])
+
+
+def interaction_view(results: Results, table: Table) -> Table:
+    """The slopes for the page: outcomes against the baseline, or the reference where there is one method."""
+    baseline = results.baseline if len(results.methods) > 1 else REFERENCE
+    keep = [row.baseline == baseline and is_outcome(str(row.metric)) for row in rows_of(table.numbers)]
+    shown = table.shown[keep].drop(columns="Against")
+    if not shown["Note"].any():
+        shown = shown.drop(columns="Note")
+    return Table(table.name, table.numbers[keep], shown, ("Metric", "Method", "Note"))
 
 
 def health_table(results: Results) -> Table:

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 
 from mallowspo import compare
+from mallowspo.compare_by_dispersion import prompt_dispersion
 from mallowspo.errors import InputError
 from mallowspo.files import read_parquet
-from mallowspo.inference import holm
+from mallowspo.inference import benjamini_hochberg, holm, paired_difference
 from mallowspo.settings import Experiment
 from tests.made_up_results import TASK, rewrite, write
 
@@ -67,8 +68,86 @@ def test_differences_and_holm_families(made):
         outcomes = against["metric"].isin(["reward", "win_rate", "accuracy", f"{TASK}/acc"])
         for family in (against[outcomes], against[~outcomes]):
             assert len(family) == methods * 4
+            assert family["family"].nunique() == 1 and set(family["family_size"]) == {methods * 4}
             np.testing.assert_allclose(family["p_holm"], holm(family["p"]))
+            np.testing.assert_allclose(family["p_bh"], benjamini_hochberg(family["p"]))
+            assert (family["p_bh"] <= family["p_holm"] + 1e-12).all()
     assert not ((comparison["method"] == "dpo") & (comparison["baseline"] == "dpo")).any()
+
+
+def test_the_spread_between_seeds_is_pooled_over_methods(made):
+    _, comparison = run(made)
+    values = compare.read_values(made.layout, list(made.experiment.methods), [0, 1], with_tasks=True)["reward"]
+    runs = np.stack([values[label].to_numpy() for label in made.experiment.methods])
+    expected = paired_difference(values["mallows_theta"], values["dpo"], runs=runs, resamples=1999)
+    found = row(comparison, method="mallows_theta", baseline="dpo", metric="reward")
+    assert expected.spread.seed_freedom == 2
+    for column, value in (("ci_low", expected.low), ("p", expected.p), ("p_policies", expected.p_policies)):
+        assert found[column] == pytest.approx(value)
+    assert found["covers"] == "new prompts, new seeds"
+    assert found["bootstrap_low"] < found["difference"] < found["bootstrap_high"]
+
+
+def test_equivalence_margins_and_sizes_needed(made):
+    _, comparison = run(made)
+    values = compare.read_values(made.layout, list(made.experiment.methods), [0, 1], with_tasks=True)
+    shares = comparison["metric"].isin(["win_rate", "accuracy", "complete", f"{TASK}/acc"])
+    assert (comparison.loc[shares, "equivalence_margin"] == 0.02).all()
+    found = row(comparison, method="mallows_theta", baseline="dpo", metric="reward")
+    spread = values["reward"]["dpo"].mean(axis=1).std()
+    assert found["equivalence_margin"] == pytest.approx(0.1 * spread)
+    assert 0.5 < found["p_equivalence"] <= 1
+    assert math.isnan(row(comparison, method="dpo", baseline="reference", metric="kl")["equivalence_margin"])
+    wins = comparison["metric"] == "win_rate"
+    assert comparison.loc[wins, "n_needed_two_points"].notna().all()
+    assert comparison.loc[~wins, "n_needed_two_points"].isna().all()
+    assert found["n_needed"] < 12 or found["detectable"] > found["difference"]
+
+
+def test_a_planted_slope_on_dispersion_is_found(tmp_path):
+    made = write(tmp_path, prompts=40)
+    dispersion, _ = prompt_dispersion(made.layout)
+    standard = (dispersion - dispersion.mean()) / dispersion.std(ddof=0)
+    for seed in (0, 1):
+
+        def plant(table):
+            gain = (table["metric"] == "reward") * table["prompt_id"].map(-0.5 * standard)
+            return table.assign(value=table["value"] + gain)
+
+        rewrite(made.layout.scores("mallows_theta", seed) / "score.parquet", plant)
+    run(made)
+    table = pd.read_parquet(made.layout.interaction)
+    found = row(table, method="mallows_theta", baseline="dpo", metric="reward")
+    assert found["ci_low"] < -0.5 < found["ci_high"] < 0 and found["p_holm"] < 0.01
+    assert found["rank_correlation"] < -0.9 and (found["n"], found["note"]) == (40, "")
+    other = row(table, method="mallows_phi", baseline="dpo", metric="reward")
+    assert other["p_holm"] > 0.05 and other["ci_low"] < 0 < other["ci_high"]
+    assert not table["metric"].str.contains("/").any() and set(table["baseline"]) == {"dpo", "reference"}
+    outcomes = table[table["family"] == "outcomes against dpo"]
+    assert set(outcomes["metric"]) == {"reward", "win_rate", "accuracy"} and set(outcomes["family_size"]) == {6}
+    np.testing.assert_allclose(outcomes["p_holm"], holm(outcomes["p"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (lambda table: table[table["split"] == "train"], "no slope: dispersion.parquet has no test prompt"),
+        (lambda table: table.assign(dispersion_index=0.5), "no slope: all test prompts have the same dispersion"),
+        (lambda table: table[table["split"] == "test"].head(5), "no slope: 5 test prompts have a dispersion"),
+        (lambda table: table[table["split"] == "test"].head(11), "1 of 12 test prompts have no dispersion"),
+        (None, "no slope: dispersion.parquet is missing"),
+    ],
+)
+def test_slopes_that_cannot_be_say_why(tmp_path, change, note):
+    made = write(tmp_path, methods=("dpo", "mallows_theta"), lm_eval=False)
+    if change is None:
+        made.layout.dispersion.unlink()
+    else:
+        rewrite(made.layout.dispersion, change)
+    run(made)
+    table = pd.read_parquet(made.layout.interaction)
+    assert len(table) == 3 * 7 and table["note"].str.startswith(note).all()
+    assert table["slope"].isna().all() == note.startswith("no slope")
 
 
 def test_row_order_does_not_matter(made):

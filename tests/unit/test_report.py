@@ -143,11 +143,41 @@ def test_sentences_follow_the_comparison(made):
     assert "12 test prompts, 2 seeds" in headline
     first = summary.findings(results)[0]
     assert first.title == "Reward, compared with dpo (n = 12)"
+    slopes = summary.slopes(results)
+    assert slopes[0].title == "Reward minus dpo's, by dispersion (n = 12)"
+    assert dict(slopes[0].answers)["mallows_phi"].startswith("no dependence on dispersion can be told: ")
     answers = dict(first.answers)
     assert answers["mallows_theta"].startswith("higher: +") and "Holm p" in answers["mallows_theta"]
     assert answers["mallows_phi"].startswith("cannot be told apart") and "detectable" in answers["mallows_phi"]
     cautions = " ".join(summary.cautions(results))
     assert "2 seeds" in cautions and "length" in cautions
+
+
+def test_what_seeds_leave_open_is_told_of_these_runs(made):
+    results = read(made)
+    family = {"family": "outcomes against dpo", "metric": "win_rate", "seeds": 2, "n": 12, "p_holm": 0.2}
+    row = results.comparison.query("method == 'mallows_theta' and baseline == 'dpo' and metric == 'win_rate'")
+    row = row.assign(
+        **family, ci_low=-0.1, ci_high=0.5, difference=0.2, p_equivalence=0.5, n_needed_two_points=math.inf
+    )
+    results.comparison.loc[row.index, "p_policies"] = 1e-4
+    told = summary._told(results, next(row.assign(seeds_needed_two_points=31.0).itertuples()))
+    assert told.startswith(
+        "cannot be told apart with 2 seeds, though these runs are higher on new prompts (Holm p < 0.001"
+    )
+    assert told.endswith(
+        "to find two points with 2 seeds: no number of prompts is enough, on 12 prompts: about 31 seeds"
+    )
+    equal = summary._told(results, next(row.assign(p_equivalence=0.01, equivalence_margin=0.02).itertuples()))
+    assert equal.endswith("; equal within ±0.02 (p = 0.010)")
+
+
+def test_slopes_without_a_dispersion_are_told(tmp_path):
+    made = write(tmp_path, methods=("dpo", "mallows_theta"), lm_eval=False, prompts=9)
+    results = read(compared(made))
+    answer = summary.slopes(results)[0].answers[0][1]
+    assert answer == "no slope: 9 test prompts have a dispersion, at least 10 are needed"
+    assert answer in build(made)
 
 
 @pytest.mark.parametrize(
@@ -165,8 +195,9 @@ def test_a_verdict_needs_both_p_and_interval(low, high, p_holm, expected):
     assert summary.verdict(row, 0.05) == expected
 
 
-def test_too_few_resamples_are_pointed_out(made):
-    results = read(made)
+def test_too_few_resamples_are_pointed_out(tmp_path):
+    """One seed: p is the sign-flip test's. Two methods, four outcomes: 8 x 2 / 100."""
+    results = read(compared(write(tmp_path, seeds=(0,), prompts=12)))
     few = results.view.evaluation.comparison.model_copy(update={"resamples": 99})
     results.view.evaluation = results.view.evaluation.model_copy(update={"comparison": few})
     assert "no Holm p can fall below 0.160 with 12 prompts and 99 resamples" in " ".join(summary.cautions(results))

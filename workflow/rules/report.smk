@@ -4,9 +4,12 @@
 rule compare:
     input:
         scores=scores,
+        dispersion=PATH.dispersion,
+        pairs=PATH.pairs("test"),
     output:
         estimates=PATH.estimates,
         comparison=PATH.comparison,
+        interaction=PATH.interaction,
     log:
         PATH.log("compare"),
     benchmark:
@@ -29,6 +32,7 @@ rule report:
         runs=runs,
         estimates=PATH.estimates,
         comparison=PATH.comparison,
+        interaction=PATH.interaction,
         dispersion=PATH.dispersion,
         dispersion_summary=PATH.dispersion_summary,
         health=PATH.data_health,
