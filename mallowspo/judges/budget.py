@@ -19,7 +19,7 @@ CAUTION = 2
 
 
 class Budget:
-    """Tokens read and written by one judge for one comparison, in all its runs.
+    """Tokens read and written by one judge into one file of judgements, resumptions included.
 
     Args:
         known: judgements that are on file: they were paid for.

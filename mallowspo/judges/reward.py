@@ -79,6 +79,11 @@ def judge_answers(
     return values
 
 
+def _file_of(reward: Reward) -> Path:
+    """Where a function, or the class of a callable object, is written."""
+    return Path(inspect.getfile(reward if inspect.isroutine(reward) else type(reward)))
+
+
 class RewardJudge:
     """Prefers the answer with the larger reward; equal rewards are a tie. It sees one answer at a time, so order
     cannot sway it.
@@ -98,7 +103,7 @@ class RewardJudge:
         self._reward = load_reward(name)
         # What a classifier depends on is its files; what a function depends on is at least the file it stands in.
         self.content: dict[str, Any] = getattr(self._reward, "content", None) or {
-            "code": sha256_file(Path(inspect.getfile(self._reward)))
+            "code": sha256_file(_file_of(self._reward))
         }
 
     def ask(self, questions: Sequence[Question]) -> list[Judgement]:

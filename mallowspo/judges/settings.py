@@ -40,7 +40,7 @@ class JudgeSettings(BaseModel):
     price_in: float | None = Field(default=None, ge=0, description="openai: price of a million tokens read")
     price_out: float | None = Field(default=None, ge=0, description="openai: price of a million tokens written")
     budget_tokens: int | None = Field(
-        default=None, ge=1, description="openai: of one comparison, all its runs together"
+        default=None, ge=1, description="openai: of one run (method and seed), resumptions included"
     )
     budget_money: float | None = Field(default=None, gt=0, description="openai: the same in the prices' money")
 

@@ -20,9 +20,10 @@ NAME = "win_rates_and_judge"
 def judge_table(layout: Layout, runs: Sequence[tuple[str, int]]) -> Table:
     """One row for each method and opponent, over seeds and answers; empty where no run has a judge.json.
 
-    Columns of the CSV: method, against, judge, comparisons (pairs judged), win_rate (percent), lc_winrate_official,
+    Columns of the CSV: method, against, judge, comparisons (pairs), win_rate (percent), lc_winrate_official,
     lc_winrate_approximate (percent; never in one column), prefer_first, flips, ties (shares), length_slope, each with
-    _low and _high, and failed (replies). Means over seeds and answers are weighted by pairs, the slope's by precision.
+    _low and _high, failed (replies), and equal_answers (pairs that are ties and were not judged). Means over seeds and
+    answers are weighted by pairs, the slope's by precision.
     """
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for method, seed in runs:
@@ -51,7 +52,7 @@ def judge_words(layout: Layout, runs: Sequence[tuple[str, int]]) -> str:
 def _columns() -> list[str]:
     bounds = [f"{name}{bound}" for name in (*RATES, "length_slope") for bound in ("", "_low", "_high")]
     return ["method", "against", "judge", "comparisons", "win_rate", "lc_winrate_official", "lc_winrate_approximate",
-            *bounds, "failed"]  # fmt: skip
+            *bounds, "failed", "equal_answers"]  # fmt: skip
 
 
 def _row(parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -62,9 +63,10 @@ def _row(parts: list[dict[str, Any]]) -> dict[str, Any]:
         values = [part[name] for part in parts]
         row[name] = math.nan if None in values else _mean(values, pairs)
     for name in RATES:
-        row |= _pooled(name, [part[name] for part in parts], by_precision=False)
+        pooled = _pooled(name, [part[name] for part in parts], by_precision=False)
+        row |= {column: value if math.isnan(value) else min(1.0, max(0.0, value)) for column, value in pooled.items()}
     row |= _pooled("length_slope", [part["length_slope"] for part in parts], by_precision=True)
-    return {**row, "failed": sum(part["failed"] for part in parts)}
+    return {**row, **{name: sum(part[name] for part in parts) for name in ("failed", "equal_answers")}}
 
 
 def _pooled(name: str, parts: list[dict[str, Any]], by_precision: bool) -> dict[str, float]:
@@ -93,7 +95,19 @@ def _mean(values: list[float], weights: Sequence[float]) -> float:
 def _titles(numbers: pd.DataFrame) -> list[str]:
     controlled = {"LC %": "lc_winrate_official", "LC (approx.) %": "lc_winrate_approximate"}
     kept = [title for title, column in controlled.items() if numbers[column].notna().any()]
-    return ["Method", "Against", "Win rate %", *kept, "Prefers first", "Flips", "Ties", "Length slope", "Failed", "n"]
+    return [
+        "Method",
+        "Against",
+        "Win rate %",
+        *kept,
+        "Prefers first",
+        "Flips",
+        "Ties",
+        "Length slope",
+        "Failed",
+        "Equal",
+        "n",
+    ]
 
 
 def _shown(row: Any) -> dict[str, str]:
@@ -112,5 +126,6 @@ def _shown(row: Any) -> dict[str, str]:
         "Ties": rate("ties"),
         "Length slope": rate("length_slope"),
         "Failed": count(row.failed),
+        "Equal": count(row.equal_answers),
         "n": count(row.comparisons),
     }

@@ -19,7 +19,7 @@ def share(value: float | None, half: float = 0.1, n: int = 100) -> dict[str, Any
 
 def comparison(against: str, **changes: Any) -> dict[str, Any]:
     values = {"against": against, "win_rate": 60.0, "n_total": 100, "lc_winrate_official": None, "failed": 1,
-              "lc_winrate_approximate": None, "prefer_first": share(0.6), "flips": share(0.2), "ties": share(0.0),
+              "equal_answers": 5, "lc_winrate_approximate": None, "prefer_first": share(0.6), "flips": share(0.2), "ties": share(0.0),
               "length_slope": share(1.0)}  # fmt: skip
     return {**values, **changes}
 
@@ -38,6 +38,8 @@ def test_seeds_are_put_together_and_opponents_kept_apart(tmp_path: Path) -> None
     rows = {row.against: row for row in table.numbers.itertuples()}
     reference = rows["reference"]
     assert (reference.win_rate, reference.comparisons, reference.failed) == (45.0, 400, 2)
+    assert reference.equal_answers == 10 and reference.flips_low == pytest.approx(0.2 - math.hypot(0.1, 0.1) / 2)
+    assert reference.ties_low == 0.0, "a share ends at 0"
     assert reference.prefer_first == pytest.approx(0.75)
     assert reference.prefer_first_low == pytest.approx(0.75 - math.hypot(100 * 0.1, 300 * 0.1) / 400)
     # By precision: an interval of half the width has four times the weight.
@@ -51,9 +53,12 @@ def test_seeds_are_put_together_and_opponents_kept_apart(tmp_path: Path) -> None
 
 def test_a_slope_that_one_seed_lacks_is_absent(tmp_path: Path) -> None:
     layout = Layout(str(tmp_path), "experiment")
-    write(layout, "dpo", 1, comparison("reference"), comparison("reference", length_slope=share(None)))
+    write(
+        layout, "dpo", 1, comparison("reference"), comparison("reference", length_slope=share(None), flips=share(None))
+    )
     table = judge_table(layout, [("dpo", 1)])
     assert math.isnan(table.numbers["length_slope"][0]) and table.shown["Length slope"][0] == "–"
+    assert table.shown["Flips"][0] == "–", "one order says nothing about flips"
 
 
 def test_without_judges_there_is_no_table(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -279,6 +280,22 @@ def test_judgements_are_kept_and_not_made_twice(tmp_path: Path) -> None:
     file.write_text("{}\n")
     with pytest.raises(InputError, match="line 1 is no judgement"):
         ask_all(judge, [Asking(pairs[0])], tmp_path, SETTINGS)
+
+
+def test_an_interruption_keeps_what_is_under_way(tmp_path: Path) -> None:
+    """Not only faults of the endpoint: a bug, or Ctrl-C, while other replies are coming."""
+
+    def rule(question: Question) -> float:
+        if question.instruction == "q0":
+            raise KeyboardInterrupt
+        time.sleep(0.2)
+        return 0.25
+
+    judge = Voter(rule, batch=1)
+    judge.concurrency = 3
+    with pytest.raises(KeyboardInterrupt):
+        ask_all(judge, [Asking(pair) for pair in questions(3)], tmp_path, SETTINGS)
+    assert {row["instruction"] for row in read_jsonl(next(tmp_path.glob("*.jsonl")))} == {"q1", "q2"}
 
 
 def test_two_processes_do_not_judge_into_one_file(tmp_path: Path) -> None:
