@@ -151,6 +151,20 @@ def test_both_sides_train_alike(found):
     assert round_["trl"]["training"]["real_tokens"] == found["sets"]["multi_turn"]["data"]["real_tokens"]
 
 
+def test_adapters_begin_equal_on_both_sides(model, tmp_path):
+    """Else the losses of a training with --lora could not be compared."""
+    pytest.importorskip("trl", reason="TRL is the extra `bench`")
+    sizes = {"number_of_pairs": 4, "batch": 2, "steps": 2, "max_length": 96, "threads": 1}
+    options = Options(str(model), ("multi_turn",), lora=True, learning_rate=1e-2, **sizes)
+    (data,) = training.sets_of_pairs(options)
+    bench = training.SetBench(data, options, tmp_path, here, lambda what: None)
+    ours = bench.ours("adapters").training
+    bench.order = ours["pairs"]
+    theirs = bench.trl("adapters", "no checkpointing").training
+    assert abs(ours["losses"][1] - np.log(2)) > 1e-3
+    assert ours["losses"] == pytest.approx(theirs["losses"], abs=1e-4)
+
+
 def test_every_figure_is_there(found):
     for what in ("speedup", "processor_speedup", "memory_ratio", "flops_ratio"):
         assert found[f"{what}_multi_turn"] > 0
