@@ -1,0 +1,61 @@
+"""The memory plan: its estimates against what is there, and its choices."""
+
+import pytest
+import torch
+
+from mallowspo import memory
+from mallowspo.models import load_model, make_made_up
+from mallowspo.packing import Row, make_batch
+from mallowspo.scoring import Scorer
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    make_made_up(folder)
+    return Scorer(load_model(folder).train(), "float32")
+
+
+def saved_by_autograd(scorer, rows):
+    """Bytes of the tensors in the graph of a forward, found by walking it."""
+    saved = {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in scorer.model.parameters()}
+    waiting, seen = [scorer(make_batch(rows)).logp.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        waiting += [parent for parent, _ in node.next_functions]
+        for name in dir(node):
+            value = getattr(node, name) if name.startswith("_saved") else None
+            if isinstance(value, torch.Tensor):
+                storage = value.untyped_storage()
+                if storage.data_ptr() not in weights:
+                    saved[storage.data_ptr()] = storage.nbytes()
+    return sum(saved.values())
+
+
+def test_activations_of_a_token_are_what_autograd_keeps(scorer):
+    _, each = memory._activations(scorer)
+    few, many = (saved_by_autograd(scorer, [Row([7] * length, [3])]) for length in (200, 600))
+    assert each == pytest.approx((many - few) / 400, rel=0.05)
+
+
+def test_fixed_memory_is_weights_gradients_and_two_moments(scorer):
+    weights = sum(parameter.numel() for parameter in scorer.model.parameters())
+    assert memory.plan(scorer, 100, 1 << 40).fixed == 16 * weights + memory.PROCESS
+
+
+def test_with_room_all_is_kept_and_without_it_is_computed_again(scorer):
+    ample = memory.plan(scorer, 4000, 1 << 40)
+    assert (ample.checkpointing, ample.softmax_kept) == (False, memory.KEEP)
+    tight = memory.plan(scorer, 4000, int((ample.fixed + ample.head + 0.7 * ample.activations) / memory.USED))
+    assert tight.checkpointing and tight.activations < 0.6 * ample.activations  # one of two layers, and inputs
+    between = memory.plan(scorer, 4000, int((ample.total - memory.KEEP + 10_000) / memory.USED))
+    assert not between.checkpointing and 0 < between.softmax_kept <= 10_000
+
+
+def test_a_batch_that_cannot_fit_is_told(scorer, caplog):
+    assert memory.plan(scorer, 10_000, memory.PROCESS).softmax_kept == 0
+    assert "lower training.tokens_per_batch, or raise compute.memory_mb" in caplog.text
