@@ -48,7 +48,7 @@ def settings(methods: tuple[str, ...], seeds: tuple[int, ...], lm_eval: bool) ->
                 m: {"method": m if m in known else "dpo", "beta": 0.1 + 0.01 * i} for i, m in enumerate(methods)
             },
             "seeds": list(seeds),
-            "training": {"learning_rate": 1e-5, "pairs_per_step": 8, "pairs_per_batch": 4},
+            "training": {"learning_rate": 1e-5, "pairs_per_step": 8},
             "generation": {"answers": 2, "max_new_tokens": 32},
             "evaluation": {
                 "judge": "reward:vader",

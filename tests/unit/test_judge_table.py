@@ -18,9 +18,19 @@ def share(value: float | None, half: float = 0.1, n: int = 100) -> dict[str, Any
 
 
 def comparison(against: str, **changes: Any) -> dict[str, Any]:
-    values = {"against": against, "win_rate": 60.0, "n_total": 100, "lc_winrate_official": None, "failed": 1,
-              "equal_answers": 5, "lc_winrate_approximate": None, "prefer_first": share(0.6), "flips": share(0.2), "ties": share(0.0),
-              "length_slope": share(1.0)}  # fmt: skip
+    values = {
+        "against": against,
+        "win_rate": 60.0,
+        "n_total": 100,
+        "lc_winrate_official": None,
+        "failed": 1,
+        "equal_answers": 5,
+        "lc_winrate_approximate": None,
+        "prefer_first": share(0.6),
+        "flips": share(0.2),
+        "ties": share(0.0),
+        "length_slope": share(1.0),
+    }
     return {**values, **changes}
 
 
