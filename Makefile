@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 SNAKEMAKE := snakemake --cores all --rerun-incomplete --quiet rules
 RESULTS := results
 
-.PHONY: setup demo smoke test lint ui clean
+.PHONY: setup demo smoke test test-statistics lint ui clean
 
 setup: .venv/ready
 
@@ -33,6 +33,10 @@ smoke: setup
 
 test: .venv/ready-for-tests
 	$(BIN)/pytest
+
+# Minutes: every interval and test on thousands of simulated experiments; prints the table of docs/statistics.md.
+test-statistics: .venv/ready-for-tests
+	$(BIN)/pytest tests/statistics
 
 lint: .venv/ready-for-tests
 	$(BIN)/ruff check .
