@@ -39,12 +39,13 @@ TRIAL = [
 
 
 class ResponseScores(NamedTuple):
-    """Of each row's scored tokens; all (R,)."""
+    """Of each row's scored tokens; all (R,) but the last."""
 
     logp: Tensor  # sum over tokens of log pi(token | before), nats, float32
     tokens: Tensor  # number of those tokens
     entropy: Tensor | None = None  # sum over tokens of the next-token entropy, nats, float32
     confidence: Tensor | None = None  # mean over tokens of log pi(token) - log sum_v pi(v)^2, no gradient
+    hidden: Tensor | None = None  # (R, D) what the head reads where the first token is predicted, no gradient
 
 
 class TokenScores(NamedTuple):
@@ -64,6 +65,7 @@ class _Predictions(NamedTuple):
     targets: Tensor  # (N,)
     rows: Tensor  # (N,)
     positions: Tensor  # (N,)
+    hidden: Tensor | None  # (N, D) hidden states; None if `source` is logits and they were not asked for
 
 
 def _scores_of_full_logits(logits: Tensor, targets: Tensor, want: Want) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,6 +105,8 @@ class Scorer:
         name = type(self.causal).__name__
         if self.causal.config.is_encoder_decoder:
             raise InputError(f"{name} is an encoder-decoder; a causal language model is needed")
+        if getattr(self.causal.config, "router_aux_loss_coef", None):
+            logger.warning("%s is a mixture of experts: its load-balancing loss is no part of the training", name)
         self.packs = False
         self.plain = not self._head_is_linear()
         if self.plain:
@@ -133,31 +137,36 @@ class Scorer:
         weight: Tensor = self.causal.get_output_embeddings().weight
         return weight
 
-    def __call__(self, batch: Batch, want_entropy: bool = False, want_confidence: bool = False) -> ResponseScores:
+    def __call__(
+        self, batch: Batch, want_entropy: bool = False, want_confidence: bool = False, want_hidden: bool = False
+    ) -> ResponseScores:
         """Score every row's response. Differentiable in `logp`."""
-        scores = self._scores(batch, Want(want_entropy, want_confidence))
+        found = self._predict(batch, want_hidden)
+        logp, entropy, collision = self._scores(found, Want(want_entropy, want_confidence))
         rows = len(batch.tokens)
-        tokens = torch.bincount(scores.rows, minlength=rows)
-        confidence = sum_by_row(scores.logp.detach() - scores.collision, scores.rows, rows) / tokens
+        tokens = torch.bincount(found.rows, minlength=rows)
+        hidden = None
+        if want_hidden and found.hidden is not None:
+            first = found.positions == batch.prompt.to(self.device)[found.rows]
+            hidden = found.hidden[first].detach().float()
         return ResponseScores(
-            logp=sum_by_row(scores.logp, scores.rows, rows),
+            logp=sum_by_row(logp, found.rows, rows),
             tokens=tokens,
-            entropy=sum_by_row(scores.entropy, scores.rows, rows) if want_entropy else None,
-            confidence=confidence if want_confidence else None,
+            entropy=sum_by_row(entropy, found.rows, rows) if want_entropy else None,
+            confidence=sum_by_row(logp.detach() - collision, found.rows, rows) / tokens if want_confidence else None,
+            hidden=hidden,
         )
 
     def token_scores(self, batch: Batch, want_entropy: bool = False) -> TokenScores:
         """Score every token that `batch.response` marks. Differentiable in `logp`."""
-        return self._scores(batch, Want(entropy=want_entropy))
-
-    def _scores(self, batch: Batch, want: Want) -> TokenScores:
         found = self._predict(batch)
+        return TokenScores(*self._scores(found, Want(entropy=want_entropy)), found.rows, found.positions)
+
+    def _scores(self, found: _Predictions, want: Want) -> tuple[Tensor, Tensor, Tensor]:
         if self.plain:
-            scores = _scores_of_full_logits(found.source.float(), found.targets, want)
-        else:
-            products = getattr(torch, self.precision)
-            scores = head_scores(found.source, self._head, found.targets, want, products, self.softmax_kept)
-        return TokenScores(*scores, found.rows, found.positions)
+            return _scores_of_full_logits(found.source.float(), found.targets, want)
+        products = getattr(torch, self.precision)
+        return head_scores(found.source, self._head, found.targets, want, products, self.softmax_kept)
 
     @torch.no_grad()
     def logits_in_chunks(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
@@ -167,31 +176,21 @@ class Scorer:
             source = found.source[part].float()
             yield source if self.plain else source @ self._head.float().T, found.targets[part]
 
-    @torch.no_grad()
-    def last_hidden(self, batch: Batch) -> Tensor:
-        """(R, D): what the output head reads where a response's first token is predicted, float32."""
-        firsts = make_batch([Row(row.prompt, row.response[:1]) for row in batch.rows()])
-        if not self.plain:
-            return self._predict(firsts).source.float()
-        firsts = firsts.to(self.device)
-        with self._autocast():
-            hidden = self.causal(
-                input_ids=firsts.tokens, attention_mask=firsts.mask, use_cache=False, output_hidden_states=True
-            ).hidden_states[-1]
-        last: Tensor = hidden[torch.arange(len(hidden)), firsts.prompt - 1].float()
-        return last
-
-    def _predict(self, batch: Batch) -> _Predictions:
+    def _predict(self, batch: Batch, want_hidden: bool = False) -> _Predictions:
         if self.packs and not self.plain:
             return self._predict_packed(batch.rows())
         batch = batch.to(self.device)
         predicting = batch.response[:, 1:]  # position t predicts token t + 1
         rows, before = predicting.nonzero(as_tuple=True)
         body = self.causal if self.plain else self.causal.base_model
+        besides = {"output_hidden_states": True} if self.plain and want_hidden else {}
         with self._autocast():
-            output = body(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)
-        source = output.logits if self.plain else output.last_hidden_state
-        return _Predictions(source[rows, before], batch.tokens[:, 1:][predicting], rows, before + 1)
+            output = body(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False, **besides)
+        source = (output.logits if self.plain else output.last_hidden_state)[rows, before]
+        hidden = source
+        if self.plain:
+            hidden = output.hidden_states[-1][rows, before] if want_hidden else None
+        return _Predictions(source, batch.tokens[:, 1:][predicting], rows, before + 1, hidden)
 
     def _predict_packed(self, rows: list[Row]) -> _Predictions:
         # Products of fewer rows than 8 are rounded otherwise than those of more (`output_head.FEWEST_ROWS`);
@@ -206,7 +205,7 @@ class Scorer:
                 use_cache=False,
             )
         hidden: Tensor = output.last_hidden_state[0, packing.sources]
-        return _Predictions(hidden, packing.targets, packing.rows, packing.places)
+        return _Predictions(hidden, packing.targets, packing.rows, packing.places, hidden)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")

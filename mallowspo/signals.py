@@ -28,16 +28,17 @@ class Signals:
             self.reference = Scorer(load_model(model_folder, str(scorer.device)).eval(), scorer.precision)
 
     @property
-    def wants_confidence(self) -> bool:
-        return "confidence" in self.needs
+    def wanted(self) -> dict[str, bool]:
+        """What to ask the scorer for, by keyword."""
+        return {"want_confidence": "confidence" in self.needs, "want_hidden": "prompt_hidden" in self.needs}
 
     def __call__(self, batch: Batch, scores: ResponseScores) -> dict[str, Tensor]:
-        """Fields of `PairScores`, by name. Rows of the batch: all chosen, then all rejected."""
+        """Fields of `PairScores`, by name. Rows of the batch and its scores: all chosen, then all rejected."""
         found: dict[str, Tensor] = {}
         if scores.confidence is not None:
             found["chosen_confidence"], found["rejected_confidence"] = scores.confidence.chunk(2)
-        if "prompt_hidden" in self.needs:
-            found["prompt_hidden"] = self.scorer.last_hidden(_first_half(batch))
+        if scores.hidden is not None:
+            found["prompt_hidden"] = scores.hidden.chunk(2)[0]  # both sides' prompts are the same
         if self.reference is not None:
             found["interpolated_plus"], found["interpolated_minus"] = interpolated_margins(
                 self.scorer, self.reference, batch, self.epsilon
@@ -60,9 +61,3 @@ def interpolated_margins(policy: Scorer, reference: Scorer, batch: Batch, epsilo
     ]
     differences = [chosen - rejected for chosen, rejected in (total.chunk(2) for total in sums)]
     return differences[0], differences[1]
-
-
-def _first_half(batch: Batch) -> Batch:
-    """The chosen rows: prompts are the same on both sides."""
-    half = len(batch.tokens) // 2
-    return Batch(*(values[:half] for values in batch))

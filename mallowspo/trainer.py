@@ -92,7 +92,7 @@ class PreferenceTrainer(Trainer):
     def pair_scores(self, part: dict[str, Tensor]) -> PairScores:
         """What the objective reads of a part's pairs."""
         batch = _rows(part)
-        scores = self.scorer(batch, want_confidence=self.signals.wants_confidence)
+        scores = self.scorer(batch, **self.signals.wanted)
         (chosen, rejected), (chosen_tokens, rejected_tokens) = scores.logp.chunk(2), scores.tokens.chunk(2)
         return PairScores(
             chosen_logp=chosen,

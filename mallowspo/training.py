@@ -45,8 +45,8 @@ from mallowspo.trainer import ObjectiveState, PreferenceTrainer, last_checkpoint
 logger = logging.getLogger(__name__)
 
 #: Largest |margin| allowed before the first step, nats: the policy still is the reference, so only rounding is left.
-#: bfloat16 products round differently when pairs are batched differently.
-STEP0_TOLERANCE = {"float32": 1e-2, "bfloat16": 0.5}
+#: None is left on a CPU; products on a GPU, above all in bfloat16, are rounded otherwise in another batch.
+STEP0_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
 
 
 def run(

@@ -21,6 +21,7 @@ from transformers import (
     LlamaConfig,
     MambaConfig,
     MistralConfig,
+    MixtralConfig,
     PhiConfig,
     Qwen2Config,
     Qwen3Config,
@@ -64,6 +65,7 @@ ROWS = [
     Row([9], [8], True),
     Row(list(range(20, 40)), [96, 0, 50], True),
 ]
+MIXTURE = MixtralConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2)
 DIRECTION = torch.tensor([1.0, -0.5, 2.0, -1.0, 0.3, -0.2], dtype=torch.float64)
 
 
@@ -188,7 +190,7 @@ def test_other_models_are_padded_and_told_so(name, caplog):
         scorer = Scorer(model, "float32")
     assert not scorer.packs
     told = [record.message for record in caplog.records if record.name.startswith("mallowspo")]
-    assert len(told) == 1 and reason in told[0]
+    assert [reason in line for line in told] == [False] * (name == "gpt_oss") + [True]  # gpt_oss is a mixture too
     assert model.config._attn_implementation == before
     with torch.no_grad():
         found = scorer(make_batch(ROWS), want_entropy=True)
@@ -233,28 +235,41 @@ def test_adapters_and_checkpointing():
     assert len(errors) == 8 and max(errors.values()) < 1e-5, errors
 
 
-def test_what_the_head_keeps_changes_no_bit(monkeypatch):
+@pytest.mark.parametrize("chunk", [4, 256])
+def test_what_the_head_keeps_changes_no_bit(monkeypatch, chunk):
+    monkeypatch.setattr(output_head, "CHUNK", chunk)
     gradients = []
-    for keep in (0, 1 << 20):
-        monkeypatch.setattr(output_head, "KEEP", keep)
+    for keep in (0, 97 * 4 * 20, 1 << 20):  # nothing, some chunks, all
         model = build(PACKED["llama"])
-        Scorer(model, "float32")(make_batch(ROWS)).logp.sum().backward()
+        scorer = Scorer(model, "float32")
+        scorer.softmax_kept = keep
+        scorer(make_batch(ROWS)).logp.sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
-    assert all(torch.equal(left, right) for left, right in zip(*gradients, strict=True))
+    for other in gradients[1:]:
+        assert all(torch.equal(left, right) for left, right in zip(gradients[0], other, strict=True))
 
 
 def test_signals_read_the_same_places():
-    """`last_hidden` and `logits_in_chunks` on packed rows, against padded ones."""
+    """Hidden states and `logits_in_chunks` on packed rows, against padded ones."""
     scorer = Scorer(build(PACKED["llama"]), "float32")
     batch = make_batch(ROWS)
     packed = (
-        scorer.last_hidden(batch),
+        scorer(batch, want_hidden=True).hidden,
         *(torch.cat(parts) for parts in zip(*scorer.logits_in_chunks(batch), strict=True)),
     )
     scorer.packs = False
     padded = (
-        scorer.last_hidden(batch),
+        scorer(batch, want_hidden=True).hidden,
         *(torch.cat(parts) for parts in zip(*scorer.logits_in_chunks(batch), strict=True)),
     )
-    assert packed[0].shape == (6, 32) and packed[1].shape == (sum(row.scored for row in ROWS), 97)
+    assert packed[0].shape == (len(ROWS), 32) and packed[1].shape == (sum(row.scored for row in ROWS), 97)
     assert all(torch.allclose(left, right, atol=1e-4) for left, right in zip(packed, padded, strict=True))
+
+
+def test_a_mixture_of_experts_is_scored_and_what_is_missing_is_told(caplog):
+    model = build(MIXTURE)
+    scorer = Scorer(model, "float32")
+    with torch.no_grad():
+        expected, _ = plain(build(MIXTURE), ROWS)  # its experts' products have no float64
+    assert scorer.packs and (scorer(make_batch(ROWS)).logp - expected).abs().max() < 1e-3
+    assert "MixtralForCausalLM is a mixture of experts: its load-balancing loss is no part" in caplog.text

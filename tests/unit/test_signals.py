@@ -65,10 +65,10 @@ def test_the_prompts_hidden_state_does_not_see_the_response(folder):
     scorer = Scorer(moved(folder), "float32")
     signals = Signals(METHODS["lb_dpo"], {}, scorer, folder)
     batch = make_batch(ROWS)
-    hidden = signals(batch, scorer(batch))["prompt_hidden"]
+    hidden = signals(batch, scorer(batch, **signals.wanted))["prompt_hidden"]
     other = make_batch([(prompt, [30, 31, 32, 33]) for prompt, _ in ROWS])
     assert hidden.shape == (2, scorer.hidden_size)
-    assert torch.allclose(hidden, signals(other, scorer(other))["prompt_hidden"], atol=1e-6)
+    assert torch.allclose(hidden, signals(other, scorer(other, **signals.wanted))["prompt_hidden"], atol=1e-6)
     with torch.no_grad():
         states = scorer.causal.base_model(torch.tensor([[5, 6, 7]])).last_hidden_state
     assert torch.allclose(hidden[0], states[0, -1], atol=1e-6)
@@ -78,6 +78,6 @@ def test_only_what_is_needed_is_computed(folder):
     scorer = Scorer(moved(folder), "float32")
     batch = make_batch(ROWS)
     dpo = Signals(METHODS["dpo"], {}, scorer, folder)
-    assert dpo.reference is None and not dpo.wants_confidence
+    assert dpo.reference is None and not any(dpo.wanted.values())
     assert dpo(batch, scorer(batch)) == {}
     assert Signals(METHODS["epsilon_dpo"], {"epsilon": 0.01}, scorer, folder).reference is not None
