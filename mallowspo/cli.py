@@ -370,7 +370,7 @@ def _workflow(results: str) -> Any:
 def main() -> None:
     """Run a command; bad input ends with its one line and status 2."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "absl", "urllib3", "filelock", "fontTools"):
+    for noisy in ("httpx", "httpx2", "absl", "urllib3", "filelock", "fontTools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:

@@ -142,7 +142,7 @@ class EndpointJudge:
                 preference, note = self.annotator.preference_of_text(choice["text"]), BY_TEXT
             if preference is None:
                 problem = "cannot be read"
-                if self.annotator.label_tokens and not choice.get("logprobs"):
+                if self.log_probabilities == "required" and not choice.get("logprobs"):
                     problem += " (no log-probabilities; log_probabilities: if_given takes the text)"
         return Judgement(
             preference,

@@ -110,19 +110,19 @@ def _ask_missing(
     missing = [asking for asking in unique if asking.key not in known.found]
     budget = Budget(judge, settings, known.found.values())
     budget.announce([asking.question for asking in missing], len(unique))
-    _run(judge, missing, known, budget, len(unique), settings.max_failed_share)
+    _run(judge, missing, known, budget, unique, settings.max_failed_share)
     answered = {asking: known.found[asking.key] for asking in unique}
     _check_failures(judge, answered, settings.max_failed_share)
     return answered
 
 
 def _run(
-    judge: Judge, missing: list[Asking], known: Judgements, budget: Budget, total: int, max_failed_share: float
+    judge: Judge, missing: list[Asking], known: Judgements, budget: Budget, asked: list[Asking], max_failed_share: float
 ) -> None:
     """Ask, `concurrency` calls at a time. After a failure nothing new is asked; what is under way is kept."""
     waiting = [missing[start : start + judge.batch] for start in range(0, len(missing), judge.batch)][::-1]
     stopped: InputError | None = None
-    failures = sum(judgement.preference is None for judgement in known.found.values())
+    failures = _failures(known, asked)
     with (
         tqdm(total=len(missing), desc=f"judging by {judge.name}", mininterval=2, disable=not missing) as bar,
         ThreadPoolExecutor(judge.concurrency) as pool,
@@ -138,9 +138,9 @@ def _run(
                 for done in wait(running, return_when=FIRST_COMPLETED).done if running else ():
                     part = running.pop(done)
                     stopped = _keep(done, part, known, budget) or stopped
-                    failures += sum(known.found[a.key].preference is None for a in part if a.key in known.found)
+                    failures += _failures(known, part)
                     bar.update(len(part))
-                if stopped is None and failures > max(FEWEST_FAILURES, max_failed_share * total):
+                if stopped is None and failures > max(FEWEST_FAILURES, max_failed_share * len(asked)):
                     stopped = InputError("")
         finally:  # an interruption too keeps what was asked and paid for
             for done, part in running.items():
@@ -149,8 +149,13 @@ def _run(
         left = sum(asking.key not in known.found for asking in missing)
         raise InputError(f"{stopped} ({len(missing) - left} judgements of {len(missing)} are kept; run again to go on)")
     if stopped is not None:
-        asked = {asking: known.found[asking.key] for asking in missing if asking.key in known.found}
-        _raise_failures(judge, asked, max_failed_share)
+        answered = {asking: known.found[asking.key] for asking in asked if asking.key in known.found}
+        _raise_failures(judge, answered, max_failed_share)
+
+
+def _failures(known: Judgements, askings: Sequence[Asking]) -> int:
+    """How many of these were answered by a refusal, or unreadably."""
+    return sum(known.found[asking.key].preference is None for asking in askings if asking.key in known.found)
 
 
 def _keep(done: Future[list[Judgement]], part: list[Asking], known: Judgements, budget: Budget) -> InputError | None:

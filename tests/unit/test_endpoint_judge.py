@@ -123,6 +123,14 @@ def test_refusals_and_nonsense_are_kept_counted_and_stop_above_a_threshold(endpo
     assert max(endpoint.asked.values()) == 1, "a refusal is a reply, and not asked for again"
 
 
+def test_failures_of_other_questions_do_not_count(endpoint: Endpoint, tmp_path: Path) -> None:
+    patient, first, second = settings(max_failed_share=0.5), pairs(8), pairs(12)[8:]
+    for question in first:
+        endpoint.faults[shown(question)] = ["refusal"]
+    ask_all(open_judge(NAME, patient), both(first), tmp_path, patient)
+    assert len(ask_all(open_judge(NAME, patient), both(second), tmp_path, settings())) == 8
+
+
 def test_many_refusals_stop_the_judging_early(endpoint: Endpoint, tmp_path: Path) -> None:
     questions = pairs(60)
     for question in questions:
