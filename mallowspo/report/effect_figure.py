@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from mallowspo.inference import association, estimate
+from mallowspo.inference import association, paired_difference
 from mallowspo.report.results import Results
 from mallowspo.report.style import Look, Panel, draw_panel
 from mallowspo.report.table import rows_of
@@ -41,7 +41,7 @@ def _panel(results: Results, look: Look, method: str, dispersion: pd.Series) -> 
     settings = results.view.evaluation.comparison
     resampling: dict[str, Any] = {"resamples": settings.resamples, "seed": settings.seed}
     r, p = association(difference.mean(axis=1), dispersion, **resampling)
-    data = _parts(method, difference, dispersion, settings.confidence, resampling)
+    data = _parts(results, method, dispersion)
     told = f"r = {number(r)}, p {'' if p < 0.001 else '= '}{p_value(p)}"
 
     def draw(axes: Axes) -> None:
@@ -60,18 +60,23 @@ def _panel(results: Results, look: Look, method: str, dispersion: pd.Series) -> 
     return draw_panel(results.layout, f"effect_by_dispersion_{method}", alt, data, draw, height=2.9)
 
 
-def _parts(
-    method: str, difference: pd.DataFrame, dispersion: pd.Series, confidence: float, resampling: dict[str, Any]
-) -> pd.DataFrame:
+def _parts(results: Results, method: str, dispersion: pd.Series) -> pd.DataFrame:
+    rewards = results.values["reward"]
+    runs = np.stack([rewards[label].loc[dispersion.index].to_numpy() for label in results.methods])
+    mine, baseline = (runs[results.methods.index(label)] for label in (method, results.baseline))
+    confidence = results.view.evaluation.comparison.confidence
     rows = []
     for part, positions in enumerate(np.array_split(np.arange(len(dispersion)), PARTS), start=1):
-        found = estimate(difference.iloc[positions], confidence)
+        # Only the interval is shown: a few sign flips are enough.
+        found = paired_difference(
+            mine[positions], baseline[positions], confidence, resamples=99, runs=runs[:, positions]
+        )
         rows.append(
             {
                 "method": method,
                 "fifth": part,
                 "mean_dispersion": dispersion.iloc[positions].mean(),
-                "difference": found.mean,
+                "difference": found.difference,
                 "ci_low": found.low,
                 "ci_high": found.high,
                 "n": found.n,
