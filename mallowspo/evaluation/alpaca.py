@@ -15,7 +15,8 @@ from mallowspo.errors import InputError
 from mallowspo.evaluation.outputs import generator_of, read_outputs
 from mallowspo.evaluation.winrate import Compared, Side, compare, provenance
 from mallowspo.files import read_jsonl, read_parquet, write_json, write_parquet
-from mallowspo.judges.judge import Judge, open_judge
+from mallowspo.judges.judge import Judge
+from mallowspo.judges.open import open_judge
 from mallowspo.judges.reward import RewardJudge
 from mallowspo.layout import REFERENCE, Layout
 

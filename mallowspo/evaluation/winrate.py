@@ -17,9 +17,10 @@ from mallowspo.evaluation.alpaca_eval_code import (
 )
 from mallowspo.evaluation.outputs import generator_of, read_outputs
 from mallowspo.files import write_json
-from mallowspo.judges.judge import NO_PREFERENCE, Judge, Judgement, Question, judge_digest, open_judge
+from mallowspo.judges.judge import NO_PREFERENCE, Judge, Judgement, Question, judge_digest
 from mallowspo.judges.judgements import Asking, ask_all
 from mallowspo.judges.measure import first_better, measure, pairs_of
+from mallowspo.judges.open import open_judge
 from mallowspo.judges.settings import JudgeSettings
 
 LENGTH_CONTROLLED = ("lc_winrate_official", "lc_winrate_approximate")

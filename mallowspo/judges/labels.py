@@ -7,9 +7,10 @@ from typing import Any
 from mallowspo.errors import InputError
 from mallowspo.evaluation.outputs import read_rows
 from mallowspo.files import write_json
-from mallowspo.judges.judge import Judge, Question, judge_digest, open_judge
+from mallowspo.judges.judge import Judge, Question, judge_digest
 from mallowspo.judges.judgements import Asking, ask_all
 from mallowspo.judges.measure import Both, agreement, consistency, measure, pairs_of
+from mallowspo.judges.open import open_judge
 from mallowspo.judges.settings import JudgeSettings
 
 

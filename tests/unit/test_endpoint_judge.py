@@ -16,10 +16,11 @@ from mallowspo.errors import InputError
 from mallowspo.evaluation.winrate import Side, compare
 from mallowspo.files import read_jsonl, write_jsonl
 from mallowspo.judges.annotators import load_annotator
-from mallowspo.judges.judge import Question, judge_digest, open_judge
+from mallowspo.judges.judge import Question, judge_digest
 from mallowspo.judges.judgements import Asking, ask_all
 from mallowspo.judges.labels import judge_labels
 from mallowspo.judges.measure import measure, pairs_of
+from mallowspo.judges.open import open_judge
 from mallowspo.judges.settings import JudgeSettings
 from tests.chat_endpoint import Endpoint, prefers_longer
 

@@ -17,10 +17,11 @@ from mallowspo.cli import app
 from mallowspo.errors import InputError
 from mallowspo.files import read_jsonl, write_jsonl
 from mallowspo.judges import labels
-from mallowspo.judges.judge import Judge, Judgement, Question, judge_digest, open_judge
+from mallowspo.judges.judge import Judge, Judgement, Question, judge_digest
 from mallowspo.judges.judgements import Asking, ask_all
 from mallowspo.judges.measure import Both, agreement, consistency, length_slope, measure, pairs_of, rate
 from mallowspo.judges.names import check_judge_name, check_reward_name
+from mallowspo.judges.open import open_judge
 from mallowspo.judges.reward import RewardJudge, judge_answers
 from mallowspo.judges.settings import JudgeSettings
 from mallowspo.models import byte_tokenizer, load_model, load_tokenizer, make_made_up

@@ -19,7 +19,8 @@ from mallowspo.evaluation.alpaca_eval_code import INSTRUCTIONS, length_controlle
 from mallowspo.evaluation.outputs import read_outputs, read_rows
 from mallowspo.evaluation.winrate import Side, compare, of_annotations, of_outputs, printed, told
 from mallowspo.files import digest, read_json, write_json, write_jsonl
-from mallowspo.judges.judge import Judge, open_judge
+from mallowspo.judges.judge import Judge
+from mallowspo.judges.open import open_judge
 from mallowspo.judges.settings import JudgeSettings
 
 BOTH, ONE = JudgeSettings(), JudgeSettings(orders="one")
