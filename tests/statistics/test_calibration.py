@@ -167,7 +167,9 @@ def test_mcnemar_by_sign_flips_on_right_and_wrong_answers():
         items, discordance = int(generator.integers(60, 301)), generator.uniform(0.1, 0.4)
         differences = generator.choice([-1, 0, 1], size=items, p=[discordance / 2, 1 - discordance, discordance / 2])
         rejected += sign_flip_p(differences, RESAMPLES, trial) < 0.05
-    check(("McNemar (sign flips)", "right or wrong on 60 to 300 items"), rejected=rejected / EXPERIMENTS)
+    what = ("McNemar (sign flips)", "right or wrong on 60 to 300 items")
+    note(what, rejected=rejected / EXPERIMENTS, held=False)
+    assert 0.02 <= rejected / EXPERIMENTS <= 0.05
 
 
 @pytest.mark.parametrize("spread", SPREADS)
