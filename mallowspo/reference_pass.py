@@ -128,7 +128,7 @@ def _score_part(scorer: Scorer, part: Part, tokens_per_batch: int) -> pd.DataFra
     if len(broken):
         raise InputError(
             f"pair {table['pair_id'][broken[0]]} (and {len(broken) - 1} more): the reference policy gives numbers that "
-            "are not finite; look for NaN in the model's weights, or set model.precision: float32"
+            "are not finite, because its products overflow; set model.precision: float32, or take another model"
         )
     return table
 
