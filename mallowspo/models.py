@@ -13,7 +13,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
@@ -227,8 +227,13 @@ def byte_tokenizer() -> Any:
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
-def use_threads(threads: int) -> None:
-    """Set torch's threads. Two processes with two threads each on two cores collapse: one job, its own cores."""
+def use_threads(threads: int | Literal["auto"]) -> None:
+    """Set torch's threads. Two processes with two threads each on two cores collapse: one job, its own cores.
+
+    Args:
+        threads: a number; auto: as many as this process has cores.
+    """
+    threads = len(os.sched_getaffinity(0)) if threads == "auto" else threads
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     _keep_freed_memory()

@@ -9,7 +9,7 @@ import difflib
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -310,12 +310,18 @@ class ComputeSettings(Section):
     """What a job may use. None of this changes a result on a given device."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(default=1, ge=1, description="torch threads of one job")
+    threads: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        default="auto", description="torch threads of a job; auto: the cores, shared by the jobs that run side by side"
+    )
     gpus: int = Field(default=0, ge=0, description="GPUs that a job asks the scheduler for")
     memory_mb: int = Field(
         default=4000, ge=300, description="of a job that holds the model; a training that would need more recomputes"
     )
     minutes: int = Field(default=120, ge=1, description="time limit of a job on a cluster")
+
+    def threads_of(self, cores: int, side_by_side: int) -> int:
+        """Threads of a job that may run beside others. More than its share of the cores would slow all of them."""
+        return self.threads if self.threads != "auto" else max(1, cores // side_by_side)
 
 
 class Experiment(Section):

@@ -8,7 +8,7 @@ import yaml
 
 from mallowspo.errors import InputError
 from mallowspo.experiments import dump_settings, load_experiment, load_workflow, read_yaml, settings_schema
-from mallowspo.settings import STAGE_READS, Experiment
+from mallowspo.settings import STAGE_READS, ComputeSettings, Experiment
 
 ROOT = Path(__file__).parents[2]
 SMOKE = yaml.safe_load((ROOT / "config/experiments/smoke.yaml").read_text())
@@ -166,3 +166,9 @@ def test_tracking_store_settings_beat_the_environment(monkeypatch, tmp_path):
 def test_every_experiment_file_is_valid(file):
     experiment = load_experiment(str(file))
     assert experiment.runs() if isinstance(experiment, Experiment) else experiment.kind
+
+
+def test_threads_are_the_cores_shared_by_the_jobs():
+    auto, given = ComputeSettings(), ComputeSettings(threads=3)
+    assert [auto.threads_of(cores, 6) for cores in (1, 2, 6, 16)] == [1, 1, 1, 2]
+    assert [given.threads_of(cores, 6) for cores in (1, 16)] == [3, 3]

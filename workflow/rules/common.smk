@@ -89,8 +89,23 @@ def study_depends(wildcards):
     return f"{study.stage_digest('study')}-{study_code_digest(KINDS[study.kind].module)}"
 
 
-def threads_of(wildcards):
-    return EXPERIMENTS[wildcards.experiment].compute.threads
+def threads_beside(jobs):
+    """Threads of one of so many jobs that can run side by side; `jobs` is a number or a function of the experiment."""
+
+    def threads(wildcards):
+        experiment = EXPERIMENTS[wildcards.experiment]
+        count = jobs(experiment) if callable(jobs) else jobs
+        return experiment.compute.threads_of(workflow.cores or 1, count)
+
+    return threads
+
+
+def number_of_runs(experiment):
+    return len(experiment.runs())
+
+
+def number_of_shards(experiment):
+    return experiment.reference.shards
 
 
 def memory_of(wildcards):
@@ -173,3 +188,23 @@ def runs(wildcards):
 def answers(wildcards):
     name = wildcards.experiment
     return [layout(name).samples(method, seed) for method, seed in policies(name)]
+
+
+def opponents(wildcards):
+    """What a run is compared with besides the reference: the baseline's answers and rewards, published outputs."""
+    evaluation, place = EXPERIMENTS[wildcards.experiment].evaluation, layout(wildcards.experiment)
+    baseline, against = evaluation.comparison.baseline, evaluation.alpaca.against
+    files = [source.removeprefix("path:") for source in against if source.startswith("path:")]
+    if "baseline" in against and wildcards.method != baseline:
+        run = (baseline, wildcards.seed)
+        files += [place.samples(*run), place.scores(*run) / "score.parquet"]
+    return files
+
+
+def if_a_judge_is_asked(of_model, otherwise):
+    """Threads, memory, time and GPUs are the model's only where the comparison does not go by rewards on file."""
+
+    def resource(wildcards):
+        return of_model(wildcards) if EXPERIMENTS[wildcards.experiment].evaluation.alpaca.judge else otherwise
+
+    return resource

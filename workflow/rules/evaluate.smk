@@ -13,7 +13,7 @@ rule generate:
         PATH.log("generate-{method}-{seed}"),
     benchmark:
         PATH.benchmark("generate-{method}-{seed}")
-    threads: threads_of
+    threads: threads_beside(number_of_runs)
     resources:
         mem_mb=memory_of,
         runtime=minutes_of,
@@ -42,7 +42,7 @@ rule score:
         PATH.log("score-{method}-{seed}"),
     benchmark:
         PATH.benchmark("score-{method}-{seed}")
-    threads: threads_of
+    threads: threads_beside(number_of_runs)
     resources:
         mem_mb=memory_of,
         runtime=minutes_of,
@@ -65,26 +65,6 @@ use rule score as score_reference with:
 ruleorder: score_reference > score
 
 
-def opponents(wildcards):
-    """What a run is compared with besides the reference: the baseline's answers and rewards, published outputs."""
-    evaluation, place = EXPERIMENTS[wildcards.experiment].evaluation, layout(wildcards.experiment)
-    baseline, against = evaluation.comparison.baseline, evaluation.alpaca.against
-    files = [source.removeprefix("path:") for source in against if source.startswith("path:")]
-    if "baseline" in against and wildcards.method != baseline:
-        run = (baseline, wildcards.seed)
-        files += [place.samples(*run), place.scores(*run) / "score.parquet"]
-    return files
-
-
-def if_a_judge_is_asked(of_model, otherwise):
-    """Threads, memory, time and GPUs are the model's only where the comparison does not go by rewards on file."""
-
-    def resource(wildcards):
-        return of_model(wildcards) if EXPERIMENTS[wildcards.experiment].evaluation.alpaca.judge else otherwise
-
-    return resource
-
-
 rule alpaca:
     input:
         prompts=PATH.prompts,
@@ -102,7 +82,7 @@ rule alpaca:
         PATH.log("alpaca-{method}-{seed}"),
     benchmark:
         PATH.benchmark("alpaca-{method}-{seed}")
-    threads: if_a_judge_is_asked(threads_of, 1)
+    threads: if_a_judge_is_asked(threads_beside(number_of_runs), 1)
     resources:
         mem_mb=if_a_judge_is_asked(memory_of, 2000),
         runtime=if_a_judge_is_asked(minutes_of, 60),
@@ -126,7 +106,7 @@ rule lm_eval:
         PATH.log("lm_eval-{method}-{seed}"),
     benchmark:
         PATH.benchmark("lm_eval-{method}-{seed}")
-    threads: threads_of
+    threads: threads_beside(number_of_runs)
     resources:
         mem_mb=memory_of,
         runtime=minutes_of,

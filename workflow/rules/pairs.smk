@@ -32,7 +32,7 @@ rule sample:
         PATH.log("sample-{split}"),
     benchmark:
         PATH.benchmark("sample-{split}")
-    threads: threads_of
+    threads: threads_beside(2)
     resources:
         mem_mb=memory_of,
         runtime=minutes_of,

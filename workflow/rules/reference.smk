@@ -12,7 +12,7 @@ rule reference_shard:
         PATH.log("reference-{shard}-of-{shards}"),
     benchmark:
         PATH.benchmark("reference-{shard}-of-{shards}")
-    threads: threads_of
+    threads: threads_beside(number_of_shards)
     resources:
         mem_mb=memory_of,
         runtime=minutes_of,
@@ -37,7 +37,7 @@ rule reference:
         PATH.log("reference"),
     benchmark:
         PATH.benchmark("reference")
-    threads: threads_of
+    threads: threads_beside(1)
     resources:
         mem_mb=memory_of,
         runtime=minutes_of,
@@ -62,7 +62,7 @@ rule dispersion:
         PATH.log("dispersion"),
     benchmark:
         PATH.benchmark("dispersion")
-    threads: if_from_the_model(threads_of, 1)
+    threads: if_from_the_model(threads_beside(1), 1)
     resources:
         mem_mb=if_from_the_model(memory_of, 1000),
         runtime=if_from_the_model(minutes_of, 10),

@@ -25,7 +25,7 @@ rule study:
         PATH.benchmark("study")
     wildcard_constraints:
         experiment=one_of(STUDIES),
-    threads: threads_of
+    threads: threads_beside(1)
     resources:
         mem_mb=memory_of,
         runtime=minutes_of,
