@@ -237,11 +237,25 @@ class TrainingSettings(Section):
     lora: LoraSettings | None = None
 
 
+class LocalTaskData(Section):
+    """Files in place of the data set of one of lm-eval's own tasks; JSON or JSONL, plain or .gz, its columns."""
+
+    test: str = Field(description="the items")
+    fewshot: str | None = Field(
+        default=None, description="the examples; default: the other items, the one that is asked left out"
+    )
+
+
 class LmEvalSettings(Section):
     """Tasks of lm-evaluation-harness."""
 
-    tasks: list[str] = Field(min_length=1)
+    tasks: list[str] = Field(
+        min_length=1, description="of lm-eval or of include_path; openllm and leaderboard are lm-eval's own groups"
+    )
     include_path: str | None = Field(default=None, description="folder of task files; a built-in task needs none")
+    data: dict[str, LocalTaskData] = Field(
+        default={}, description="built-in task -> its data in files, where the hub is out of reach"
+    )
     limit: int | None = Field(default=None, ge=1)
     num_fewshot: int | None = Field(default=None, ge=0)
     chat_template: bool = False
@@ -386,8 +400,13 @@ class Experiment(Section):
 
     def task_files(self) -> list[str]:
         """Local files behind the lm-eval tasks."""
-        folder = self.evaluation.lm_eval.include_path if self.evaluation.lm_eval else None
-        return sorted(str(path) for path in Path(folder).glob("*") if path.is_file()) if folder else []
+        settings = self.evaluation.lm_eval
+        if settings is None:
+            return []
+        files = {file for task in settings.data.values() for file in (task.test, task.fewshot) if file}
+        if settings.include_path:
+            files |= {str(path) for path in Path(settings.include_path).glob("*") if path.is_file()}
+        return sorted(files)
 
     def stage_view(self, stage: str) -> Any:
         """The settings that a stage may read, and no others: reading another one is an AttributeError.
