@@ -16,6 +16,7 @@ import typer
 
 from mallowspo.bench.commands import app as bench
 from mallowspo.errors import InputError
+from mallowspo.evaluation import commands
 from mallowspo.experiments import (
     dump_settings,
     experiment_file,
@@ -321,6 +322,10 @@ def judge(
 
     found = stage.judge_labels(name, labels, _judge_settings(judge_settings), out, asked_again)
     typer.echo(json.dumps(found, indent=2) if as_json else stage.told(found))
+
+
+app.command(epilog=commands.EXAMPLE)(commands.evaluate)
+app.command("lm-compare")(commands.lm_compare)
 
 
 @app.command("method-figures")
