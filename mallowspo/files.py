@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import xxhash
 
 from mallowspo.errors import InputError
 
@@ -25,6 +26,12 @@ def sha256_file(path: str | Path) -> str:
     """Full sha256 of a file's bytes."""
     with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def content_digest(path: str | Path) -> str:
+    """128-bit digest of a file's bytes, as fast as they can be read: to tell contents apart, not to prove an origin."""
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, xxhash.xxh3_128).hexdigest()
 
 
 def _write_whole(path: str | Path, write: Callable[[Path], object]) -> None:

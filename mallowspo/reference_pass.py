@@ -17,7 +17,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from mallowspo.errors import InputError
-from mallowspo.files import digest, read_json, read_parquet, sha256_file, write_json, write_parquet
+from mallowspo.files import content_digest, digest, read_json, read_parquet, write_json, write_parquet
 from mallowspo.layout import Layout
 from mallowspo.models import load_model, resolve_device, resolve_precision
 from mallowspo.pairs.prepared import PreparedPairs, open_tokens
@@ -104,8 +104,8 @@ def _origin(model_folder: Path, precision: str, device: str) -> dict[str, Any]:
     """
     files = sorted(model_folder.glob("*.safetensors"))
     return {
-        "weights": {file.name: sha256_file(file) for file in files},
-        "config": sha256_file(model_folder / "config.json"),
+        "weights": {file.name: content_digest(file) for file in files},
+        "config": content_digest(model_folder / "config.json"),
         "precision": precision,
         "device": device,
         "code": code_digest("reference"),
