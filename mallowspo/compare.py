@@ -1,8 +1,8 @@
 """Stage "compare": every method against the baseline and against the reference, on the same prompts.
 
-Reads the scores of all runs and the dispersion of the test pairs; writes estimates.parquet, comparison.parquet and
-interaction.parquet. Values are joined by id: each run must hold the same answers, pairs and benchmark items as every
-other, and a missing one stops the stage.
+Reads the scores of all runs and the dispersion of the test pairs; writes estimates.parquet, comparison.parquet,
+interaction.parquet and frontier.parquet (`mallowspo.evaluation.frontier`). Values are joined by id
+(`mallowspo.compare_values`).
 
 By definition of what is measured against the reference, the reference's own win rate is 0.5, its implicit accuracy 0.5
 and its margin 0, so these three are compared with that constant.
@@ -10,15 +10,13 @@ and its margin 0, so these three are compared with that constant.
 Holm's correction: the outcomes (reward, win rate, accuracy, benchmarks) of all methods against the same baseline are
 one family, because a claim of "better" may point at any of them. What describes how a policy got there (KL, length,
 margin, completeness) is a second family, so that it does not weaken the first. The columns family and family_size say
-which tests an adjusted p was adjusted for.
+which tests an adjusted p was adjusted for. What `NOT_TESTED` names is estimated only.
 
 Equivalence is tested with margins that were set here, before any result: two points for shares (win rate, accuracy,
 completeness, benchmarks of zeros and ones), else a tenth of the standard deviation over prompts of the baseline.
 """
 
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +24,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mallowspo.compare_by_dispersion import prompt_dispersion, slope_row
-from mallowspo.errors import InputError
-from mallowspo.files import read_parquet, write_parquet
+from mallowspo.compare_values import Values, read_values
+from mallowspo.evaluation.degeneration import SIGNS
+from mallowspo.evaluation.displacement import CHANGES, CHOSEN_FELL
+from mallowspo.evaluation.frontier import frontier_table
+from mallowspo.evaluation.kl import K3, K3_BY_TOKEN
+from mallowspo.files import write_parquet
 from mallowspo.inference import (
     benjamini_hochberg,
     equivalence_p,
@@ -47,7 +49,10 @@ BY_DEFINITION = {"win_rate": 0.5, "accuracy": 0.5, "margin": 0.0}
 OUTCOMES = ("reward", "win_rate", "accuracy")
 
 #: Metrics that lie between 0 and 1; a benchmark is one of them where all its values do.
-SHARES = ("win_rate", "accuracy", "complete")
+SHARES = ("win_rate", "accuracy", "complete", CHOSEN_FELL, *SIGNS)
+
+#: Estimated with intervals, and not tested: further views of what the tested descriptions say.
+NOT_TESTED = (K3, K3_BY_TOKEN, *CHANGES, CHOSEN_FELL, *SIGNS)
 
 #: The gain that the paper is about, for the sizes needed.
 TWO_POINTS = 0.02
@@ -55,12 +60,10 @@ TWO_POINTS = 0.02
 SHARE_MARGIN, STANDARD_MARGIN = TWO_POINTS, 0.1
 
 Array = NDArray[np.float64]
-#: metric -> label -> table with one row a unit (prompt or benchmark item) and one column a seed.
-Values = dict[str, dict[str, pd.DataFrame]]
 
 
 def run(view: Any, layout: Layout) -> None:
-    """Write estimates.parquet, comparison.parquet and interaction.parquet.
+    """Write estimates.parquet, comparison.parquet, interaction.parquet and frontier.parquet.
 
     Args:
         view: .methods (label -> settings), .seeds, .evaluation.comparison, .evaluation.lm_eval.
@@ -75,111 +78,19 @@ def run(view: Any, layout: Layout) -> None:
     values = read_values(layout, methods, list(view.seeds), with_tasks=view.evaluation.lm_eval is not None)
     resampling = {"confidence": settings.confidence, "resamples": settings.resamples, "seed": settings.seed}
     write_parquet(layout.estimates, _estimates(values, methods, settings.confidence))
-    parts = [_against(values, methods, against, resampling) for against in (baseline, REFERENCE)]
+    write_parquet(layout.frontier, frontier_table(values, view.methods, baseline, resampling))
+    tested = {metric: by_label for metric, by_label in values.items() if metric not in NOT_TESTED}
+    parts = [_against(tested, methods, against, resampling) for against in (baseline, REFERENCE)]
     write_parquet(layout.comparison, _together(parts))
     by_dispersion = [
-        _slopes(layout, values, methods, against, settings.confidence) for against in (baseline, REFERENCE)
+        _slopes(layout, tested, methods, against, settings.confidence) for against in (baseline, REFERENCE)
     ]
     write_parquet(layout.interaction, _together(by_dispersion))
-
-
-def read_values(layout: Layout, methods: list[str], seeds: list[int], with_tasks: bool) -> Values:
-    """Every metric of every run, averaged over the answers (or pairs) to a prompt.
-
-    Returns:
-        metric -> label -> table: index prompt_id (doc_id for a benchmark), one column a seed, all tables of a metric
-        with the same index in the same order.
-    """
-    runs = [(label, seed) for label in methods for seed in seeds]
-    everyone = [(REFERENCE, 0), *runs]
-    values = _read(layout, everyone, "score.parquet", _score)
-    values |= _read(layout, runs, "pairs.parquet", _pairs)
-    values |= _read(layout, runs, "alpaca.parquet", _alpaca)
-    if with_tasks:
-        values |= _read(layout, everyone, "lm_eval.parquet", _lm_eval)
-    return values
 
 
 def is_outcome(metric: str) -> bool:
     """Whether a larger value means a better policy."""
     return metric in OUTCOMES or "/" in metric
-
-
-# Each reader gives rows of: metric, key (one measurement), unit (what is resampled), value.
-
-
-def _score(table: pd.DataFrame) -> pd.DataFrame:
-    key = table["prompt_id"] + " answer " + table["answer_index"].astype(str)
-    return _rows(table["metric"].replace("tokens", "length"), key, table["prompt_id"], table["value"])
-
-
-def _alpaca(table: pd.DataFrame) -> pd.DataFrame:
-    key = table["prompt_id"] + " answer " + table["answer_index"].astype(str)
-    return _rows(table["metric"].replace("win", "win_rate"), key, table["prompt_id"], table["value"])
-
-
-def _pairs(table: pd.DataFrame) -> pd.DataFrame:
-    parts = [
-        _rows(pd.Series(metric, index=table.index), table["pair_id"], table["prompt_id"], table[column])
-        for metric, column in (("accuracy", "correct"), ("margin", "margin"))
-    ]
-    return pd.concat(parts)
-
-
-def _lm_eval(table: pd.DataFrame) -> pd.DataFrame:
-    item = table["doc_id"].astype(str)
-    return _rows(table["task"] + "/" + table["metric"], item, item, table["value"])
-
-
-def _rows(metric: pd.Series, key: pd.Series, unit: pd.Series, value: pd.Series) -> pd.DataFrame:
-    return pd.DataFrame({"metric": metric, "key": key, "unit": unit, "value": value.astype(float)})
-
-
-def _read(
-    layout: Layout,
-    runs: list[tuple[str, int]],
-    file: str,
-    reader: Callable[[pd.DataFrame], pd.DataFrame],
-) -> Values:
-    paths = {run: layout.scores(*run) / file for run in runs}
-    collected: dict[str, dict[str, dict[int, pd.Series]]] = {}
-    first: tuple[Path, set[tuple[str, str]]] | None = None
-    for (label, seed), path in paths.items():
-        rows = reader(read_parquet(path))
-        measured = _checked_keys(rows, path)
-        first = first or (path, measured)
-        _same_keys(first, (path, measured))
-        for metric, table in rows.groupby("metric"):
-            by_seed = collected.setdefault(str(metric), {}).setdefault(label, {})
-            by_seed[seed] = table.groupby("unit")["value"].mean()
-    # By id, whatever order the files had: groupby sorts.
-    return {m: {label: pd.DataFrame(seeds) for label, seeds in by.items()} for m, by in collected.items()}
-
-
-def _checked_keys(rows: pd.DataFrame, path: Path) -> set[tuple[str, str]]:
-    if rows.empty:
-        raise InputError(f"{path}: holds no rows; run its stage again")
-    broken = rows[~np.isfinite(rows["value"])]
-    if len(broken):
-        worst = broken.iloc[0]
-        raise InputError(f"{path}: {worst['metric']} of {worst['key']} is not finite ({len(broken)} such rows)")
-    twice = rows[rows.duplicated(["metric", "key"])]
-    if len(twice):
-        raise InputError(
-            f"{path}: {twice.iloc[0]['metric']} of {twice.iloc[0]['key']} is there twice; run its stage again"
-        )
-    return set(zip(rows["metric"], rows["key"], strict=True))
-
-
-def _same_keys(first: tuple[Path, set[tuple[str, str]]], other: tuple[Path, set[tuple[str, str]]]) -> None:
-    """Both files hold the same measurements, or an error that names the first missing one and where it is missing."""
-    for (here, measured), (there, expected) in ((other, first), (first, other)):
-        missing = sorted(expected - measured)
-        if missing:
-            metric, key = missing[0]
-            raise InputError(
-                f"{here}: {metric} of {key} is missing ({len(missing)} such), but {there} has it; run its stage again"
-            )
 
 
 def _estimates(values: Values, methods: list[str], confidence: float) -> pd.DataFrame:
@@ -190,13 +101,13 @@ def _estimates(values: Values, methods: list[str], confidence: float) -> pd.Data
             if label in by_label:
                 found = estimate(by_label[label], confidence, runs if label != REFERENCE else None)
                 low, high = (max(found.low, 0.0), min(found.high, 1.0)) if metric in SHARES else (found.low, found.high)
-                numbers = (found.mean, low, high, found.n, by_label[label].shape[1], found.covers)
+                numbers = (found.mean, found.standard_error, low, high, found.n)
+                rows.append((label, metric, *numbers, by_label[label].shape[1], found.covers))
             elif metric == "win_rate":
-                numbers = (BY_DEFINITION[metric], math.nan, math.nan, runs.shape[1], 1, "by definition")
-            else:
-                continue
-            rows.append((label, metric, *numbers))
-    return pd.DataFrame(rows, columns=["method", "metric", "estimate", "ci_low", "ci_high", "n", "seeds", "covers"])
+                numbers = (BY_DEFINITION[metric], math.nan, math.nan, math.nan, runs.shape[1])
+                rows.append((label, metric, *numbers, 1, "by definition"))
+    columns = ["method", "metric", "estimate", "standard_error", "ci_low", "ci_high", "n", "seeds", "covers"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _against(values: Values, methods: list[str], baseline: str, resampling: dict[str, Any]) -> pd.DataFrame:

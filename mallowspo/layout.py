@@ -83,9 +83,18 @@ class Layout:
     def samples(self, method: str, seed: str | int) -> Path:
         return self.root / "samples" / method / f"seed={seed}" / "answers.jsonl"
 
+    def answer_parts(self, method: str, seed: str | int, key: str) -> Path:
+        """Folder of answers while they are sampled, part by part."""
+        return self.samples(method, seed).parent / "parts" / key
+
     def scores(self, method: str, seed: str | int) -> Path:
         """Folder of what the judges said about one run: rewards, AlpacaEval, lm-eval."""
         return self.root / "scores" / method / f"seed={seed}"
+
+    @property
+    def frontier(self) -> Path:
+        """Methods at equal KL, where there are several betas of one."""
+        return self.root / "frontier.parquet"
 
     @property
     def comparison(self) -> Path:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mallowspo.evaluation.displacement import changes
+from mallowspo.evaluation.kl import low_variance_kl
 from mallowspo.experiments import dump_settings
 from mallowspo.files import digest, write_json, write_jsonl, write_parquet, write_text
 from mallowspo.layout import REFERENCE, Layout
@@ -184,8 +186,11 @@ def _samples_and_scores(
                 }
             )
             values = {"reward": reward, "tokens": float(tokens), "complete": 1.0}
+            values |= {"distinct_1": 0.9, "distinct_2": 1.0, "repetition": 0.02 * answer_index, "refusal": 0.0}
             if answer_index == 0:
                 values["kl"] = level[1] + float(generator.normal(0, 0.2)) if method != REFERENCE else 0.0
+                values["kl_k3"] = float(low_variance_kl(values["kl"]))
+                values["kl_k3_by_token"] = 0.9 * values["kl"]
             scores += [{**here, "metric": m, "value": v, "judge": "reward:vader"} for m, v in values.items()]
             win = float(generator.random() < 0.5 + level[0])
             wins.append({**here, "metric": "win", "value": win, "judge": "reward:vader"})
@@ -263,6 +268,9 @@ def _pair_scores(
     chosen = reference["chosen_logp"].to_numpy() + generator.normal(-1, 2, len(test))
     rejected = reference["rejected_logp"].to_numpy() + generator.normal(-3 - level[0], 2, len(test))
     change = chosen - rejected - (reference["chosen_logp"] - reference["rejected_logp"]).to_numpy()
+    policy = pd.DataFrame({"chosen_logp": chosen, "rejected_logp": rejected})
+    for side in ("chosen", "rejected"):
+        policy[f"{side}_tokens"] = reference[f"{side}_tokens"].to_numpy()
     table = pd.DataFrame(
         {
             "pair_id": test["pair_id"].to_numpy(),
@@ -273,7 +281,8 @@ def _pair_scores(
             "correct": np.where(change == 0, 0.5, (change > 0).astype(float)),
         }
     )
-    write_parquet(layout.scores(method, seed) / "pairs.parquet", table)
+    moved = changes(policy, reference.reset_index())
+    write_parquet(layout.scores(method, seed) / "pairs.parquet", table.join(moved))
 
 
 def _lm_eval(layout: Layout, generator: np.random.Generator, method: str, seed: int) -> None:

@@ -1,4 +1,5 @@
-"""Stage "score": of each answer its reward and its log-ratio to the reference; of each held-out pair its margin."""
+"""Stage "score": of each answer its reward, signs of degeneration and log-ratio to the reference; of each held-out pair
+its margin and how far both log-probabilities moved."""
 
 import json
 from pathlib import Path
@@ -8,6 +9,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from mallowspo.evaluation.degeneration import SIGNS, signs
+from mallowspo.evaluation.displacement import changes
+from mallowspo.evaluation.kl import ESTIMATORS, kl_columns
 from mallowspo.files import read_jsonl, read_parquet, write_parquet
 from mallowspo.judges.reward import judge_answers
 from mallowspo.layout import REFERENCE, Layout
@@ -22,17 +26,17 @@ from mallowspo.scoring import Scorer
 def run(view: Any, layout: Layout, model_folder: Path, method: str, seed: int, device: str) -> None:
     """Write score.parquet, and pairs.parquet for a trained policy.
 
-    The KL to the reference is estimated without bias by log pi(y|x) - log pi_ref(y|x) on answers y sampled from the
-    policy at temperature 1 and top_p 1, cut off at max_new_tokens like the answers themselves.
+    `mallowspo.evaluation.kl` says what the estimators of the KL to the reference are.
     """
     device = resolve_device(device)
     precision = resolve_precision(view.model.precision, device)
     answers = pd.DataFrame(read_jsonl(layout.samples(method, seed)))
     judge = view.evaluation.judge
     answers["reward"] = judge_answers(judge, answers["instruction"].tolist(), answers["output"].tolist())
-    measured = answers[answers["answer_index"] < view.evaluation.kl_answers].copy()
+    answers = answers.join(signs(answers))
+    measured = answers[answers["answer_index"] < view.evaluation.kl_answers].reset_index(drop=True)
     if method == REFERENCE:
-        measured["kl"] = 0.0
+        measured = measured.assign(**dict.fromkeys(ESTIMATORS, 0.0))
     else:
         policy = Scorer(load_model(layout.run(method, seed) / "model", device), precision)
         rows = _rows(measured, layout, model_folder, view)
@@ -40,9 +44,10 @@ def run(view: Any, layout: Layout, model_folder: Path, method: str, seed: int, d
         _write_pairs(policy, view, layout, method, seed)
         del policy  # one model in memory at a time
         reference = Scorer(load_model(model_folder, device), precision)
-        measured["kl"] = log_policy - _score_rows(reference, rows, view.reference.tokens_per_batch)
-    parts = [_long(answers, metric, judge if metric == "reward" else "") for metric in ("reward", "tokens", "complete")]
-    parts.append(_long(measured, "kl", ""))
+        measured = measured.join(kl_columns(log_policy, _score_rows(reference, rows, view.reference.tokens_per_batch)))
+    metrics = ("reward", "tokens", "complete", *SIGNS)
+    parts = [_long(answers, metric, judge if metric == "reward" else "") for metric in metrics]
+    parts += [_long(measured, metric, "") for metric in ESTIMATORS]
     write_parquet(layout.scores(method, seed) / "score.parquet", pd.concat(parts, ignore_index=True))
 
 
@@ -61,24 +66,24 @@ def _rows(answers: pd.DataFrame, layout: Layout, model_folder: Path, view: Any) 
     return [Row(prompts[row["prompt_id"]], list(row["token_ids"])) for row in answers.to_dict("records")]
 
 
-def _score_rows(scorer: Scorer, rows: list[Row], tokens_per_batch: int) -> np.ndarray:
-    """Summed log-probability of each row's response, nats, in the order given."""
-    values = np.empty(len(rows))
+def _score_rows(scorer: Scorer, rows: list[Row], tokens_per_batch: int) -> list[np.ndarray]:
+    """Log-probability of each token of each row's response, nats, in the order given."""
+    values: dict[int, np.ndarray] = {}
     for batch in tqdm(answer_batches(rows, tokens_per_batch), desc="scoring answers", mininterval=2):
         scored = score_rows(scorer, [rows[index] for index in batch], want_entropy=False)
-        values[batch] = [logp.sum() for logp, _ in scored]
-    return values
+        values |= {index: logp for index, (logp, _) in zip(batch, scored, strict=True)}
+    return [values[index] for index in range(len(rows))]
 
 
 def _write_pairs(policy: Scorer, view: Any, layout: Layout, method: str, seed: int) -> None:
-    """Implicit reward margins of the held-out pairs, against the reference table."""
+    """Of the held-out pairs, against the reference table: implicit reward margins, changes of log-probabilities."""
     scored = score_pairs(policy, open_tokens(layout.tokens("test")), view.reference.tokens_per_batch)
     reference = look_up(
         read_parquet(layout.reference("test")), scored["pair_id"].tolist(), str(layout.reference("test"))
     )
-    chosen = scored["chosen_logp"] - reference["chosen_logp"]
-    rejected = scored["rejected_logp"] - reference["rejected_logp"]
-    scored = scored.assign(margin=chosen - rejected, correct=0.5 + 0.5 * np.sign(chosen - rejected))
+    moved = changes(scored, reference)
+    margin = moved["chosen_change"] - moved["rejected_change"]
+    scored = scored.assign(margin=margin, correct=0.5 + 0.5 * np.sign(margin)).join(moved)
     prompts = read_parquet(layout.pairs("test"))[["pair_id", "prompt_id"]]
     result = prompts.merge(scored.drop(columns=["chosen_tokens", "rejected_tokens"]), on="pair_id")
     write_parquet(layout.scores(method, seed) / "pairs.parquet", result)

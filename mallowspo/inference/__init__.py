@@ -19,7 +19,7 @@ from mallowspo.inference.power import (
     prompts_needed,
     seeds_needed,
 )
-from mallowspo.inference.resampling import association, sign_flip_p, two_level_bootstrap
+from mallowspo.inference.resampling import association, bootstrap_means, sign_flip_p, two_level_bootstrap
 
 __all__ = [
     "POWER",
@@ -30,6 +30,7 @@ __all__ = [
     "Spread",
     "association",
     "benjamini_hochberg",
+    "bootstrap_means",
     "components",
     "detectable_effect",
     "discordant_power",

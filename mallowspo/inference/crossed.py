@@ -56,6 +56,11 @@ class Spread:
     seed_freedom: float
 
     @property
+    def standard_error(self) -> float:
+        """Of the mean; NaN for one prompt."""
+        return math.sqrt(max(self.of_prompts, self.of_prompts - self.of_noise + self.of_seeds))
+
+    @property
     def covers(self) -> str:
         """What an interval from this spread speaks of."""
         return "new prompts, new seeds" if self.seeds > 1 else "new prompts, these runs only"

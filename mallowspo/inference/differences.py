@@ -14,13 +14,14 @@ CROSSED_TEST_NAME = "t-type test with prompts and seeds crossed, two-sided (Howe
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its interval; n is the number of prompts, `covers` what the interval speaks of."""
+    """A mean with its interval and standard error; n: prompts, `covers`: what both speak of."""
 
     mean: float
     low: float
     high: float
     n: int
     covers: str
+    standard_error: float
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def estimate(values: ArrayLike, confidence: float = 0.95, runs: ArrayLike | None
     mean = float(table.mean())
     spread = spread_of(table, _seeds_part(table, runs, paired=False))
     half = half_width(spread, confidence)
-    return Estimate(mean, mean - half, mean + half, len(table), spread.covers)
+    return Estimate(mean, mean - half, mean + half, len(table), spread.covers, spread.standard_error)
 
 
 def paired_difference(

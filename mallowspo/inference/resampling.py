@@ -73,12 +73,22 @@ def two_level_bootstrap(
     a resample of two seeds knows two values (docs/statistics.md has its coverage). So it stands beside the interval of
     `paired_difference`, not in its place.
     """
-    table = as_table(values)
-    of_prompts, of_seeds = _counts(*table.shape, resamples, seed)
-    by_seed = np.concatenate([part.astype(float) @ table for part in _parts(of_prompts)]) / len(table)
-    means = (by_seed * of_seeds).sum(axis=1) / of_seeds[0].sum()
+    means = bootstrap_means(as_table(values)[None], resamples, seed)[:, 0]
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def bootstrap_means(tables: Array, resamples: int = 9999, seed: int = 0) -> Array:
+    """Means of several measurements (M, P, S) of the same prompts and seeds in the same resamples: (R, M).
+
+    Resampled as by `two_level_bootstrap`; for numbers that follow from several means.
+    """
+    of_prompts, of_seeds = _counts(*tables.shape[1:], resamples, seed)
+    columns = []
+    for table in tables:
+        by_seed = np.concatenate([part.astype(float) @ table for part in _parts(of_prompts)]) / len(table)
+        columns.append((by_seed * of_seeds).sum(axis=1) / of_seeds[0].sum())
+    return np.stack(columns, axis=1)
 
 
 # Draws are kept, as single bytes: all methods and metrics of an experiment are measured on the same prompts.

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from mallowspo.compare import is_outcome
+from mallowspo.evaluation.frontier import curves
 from mallowspo.layout import REFERENCE
 from mallowspo.report.results import Results
 from mallowspo.report.style import Look, Panel, draw_panel, legend_below, legend_height
@@ -59,7 +60,10 @@ def _name_rows(axes: Axes, labels: list[str]) -> None:
 
 
 def frontier(results: Results, look: Look) -> list[Panel]:
-    """Reward against KL: runs as small points, each method's mean with both intervals, the reference at KL 0."""
+    """Reward against KL: runs as small points, each method's mean with both intervals, the reference at KL 0.
+
+    A dotted line joins the means of labels that differ in beta alone.
+    """
     runs = pd.DataFrame(
         {
             "method": label,
@@ -75,6 +79,9 @@ def frontier(results: Results, look: Look) -> list[Panel]:
 
     def draw(axes: Axes) -> None:
         axes.axvline(0, color="#bbbbbb", linewidth=0.8)
+        for labels in curves(results.view.methods):
+            along = sorted((means[label]["kl"], means[label]["reward"]) for label in labels)
+            axes.plot(*zip(*along, strict=True), color=look.colour[labels[0]], linewidth=0.8, linestyle=":", zorder=1)
         for label in results.labels:
             colour, marker = look.colour[label], look.marker[label]
             own = runs[runs["method"] == label]

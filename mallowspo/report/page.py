@@ -8,8 +8,10 @@ from mallowspo.layout import REFERENCE, Layout
 from mallowspo.methods import METHODS
 from mallowspo.report import (
     data_figures,
+    displacement_table,
     effect_figure,
     judge_table,
+    kl_tables,
     outcome_figures,
     summary,
     tables,
@@ -48,12 +50,16 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
     comparison = tables.comparison_table(results)
     shown = {
         "main": tables.main_table(results),
+        "displacement": displacement_table.displacement_table(results),
+        "kl": kl_tables.kl_table(results),
         "comparison": comparison,
         "interaction": tables.interaction_table(results),
         "data_health": tables.health_table(results),
         "cost": tables.cost_table(results),
         "versions": tables.versions_table(results),
     }
+    if len(results.frontier):
+        shown["equal_kl"] = kl_tables.equal_kl_table(results)
     runs = [(label, seed) for label in results.methods for seed in view.seeds]
     judged = judge_table.judge_table(layout, runs)
     if len(judged.numbers):
@@ -79,6 +85,8 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
         families=_families(results),
         slopes=summary.slopes(results),
         slope_table=tables.interaction_view(results, shown["interaction"]),
+        displacement_words=(displacement_table.HOW_TO_READ, displacement_table.DEFINITIONS),
+        equal_kl_words=kl_tables.equal_kl_words(results) if len(results.frontier) else "",
         judged=judged,
         judge_words=judge_table.judge_words(layout, runs),
         made_by=f"mallowspo report {layout.experiment}",
@@ -118,10 +126,11 @@ def _groups(results: Results, look: Look) -> dict[str, Group]:
         )
         for baseline in dict.fromkeys(results.comparison["baseline"])
     }
+    joined = " Dotted: labels that differ in beta alone." if len(results.frontier) else ""
     groups["frontier"] = Group(
         outcome_figures.frontier(results, look),
-        f"{size} Large: a method's mean, small: its runs. {bars} KL: mean over sampled answers of log π − log π_ref. "
-        "No test.",
+        f"{size} Large: a method's mean, small: its runs. {bars} KL: mean over sampled answers of log π − log π_ref."
+        f"{joined} No test.",
     )
     groups["win_rate"] = Group(
         outcome_figures.win_rates(results, look), f"{size} {bars} Dashed: even. Tests are in the table of differences."

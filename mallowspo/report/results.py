@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from mallowspo.compare import Values, read_values
+from mallowspo.compare_values import Values, read_values
 from mallowspo.errors import InputError
 from mallowspo.files import read_json, read_jsonl, read_parquet
 from mallowspo.layout import REFERENCE, Layout
@@ -24,8 +24,8 @@ class Results:
 
     Attributes:
         settings: the resolved settings, as values; `view` holds the part that the report may read, typed.
-        values: metric -> label -> table (prompts, seeds), see `mallowspo.compare.read_values`.
-        estimates, comparison, interaction: as stage "compare" wrote them.
+        values: metric -> label -> table (prompts, seeds), see `mallowspo.compare_values.read_values`.
+        estimates, comparison, interaction, frontier: as stage "compare" wrote them.
         curves: metrics of every optimizer step, with method and seed.
         dispersion: a row a pair, with split, prompt, chosen and rejected; dispersion_summary: dispersion.json.
         displacement: a row a method and held-out pair: change of both log-probabilities (nats) from the reference.
@@ -43,6 +43,7 @@ class Results:
     estimates: pd.DataFrame
     comparison: pd.DataFrame
     interaction: pd.DataFrame
+    frontier: pd.DataFrame
     curves: pd.DataFrame
     dispersion: pd.DataFrame
     dispersion_summary: dict[str, Any]
@@ -125,6 +126,7 @@ def read_results(view: Any, layout: Layout, settings_text: str) -> Results:
         estimates=estimates,
         comparison=read_parquet(layout.comparison),
         interaction=read_parquet(layout.interaction),
+        frontier=read_parquet(layout.frontier),
         curves=_curves(layout, runs),
         dispersion=_dispersion(layout),
         dispersion_summary=read_json(layout.dispersion_summary),

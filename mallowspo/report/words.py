@@ -8,6 +8,8 @@ from collections.abc import Iterable
 METRIC_TITLES = {
     "reward": "Reward",
     "kl": "KL to the reference (nats)",
+    "kl_k3": "KL by k3 of answers (nats)",
+    "kl_k3_by_token": "KL by k3 of tokens (nats)",
     "win_rate": "Win rate against the reference",
     "length": "Length (tokens)",
     "accuracy": "Implicit accuracy, held-out pairs",

@@ -42,9 +42,46 @@ def test_estimates_are_means_over_prompts_and_runs(made):
     assert found["ci_low"] < found["estimate"] < found["ci_high"]
     assert (found["n"], found["seeds"]) == (12, 2)
     assert set(estimates["metric"]) == {
-        "reward", "kl", "length", "complete", "accuracy", "margin", "win_rate", f"{TASK}/acc"
+        "reward", "kl", "length", "complete", "accuracy", "margin", "win_rate", f"{TASK}/acc",
+        "kl_k3", "kl_k3_by_token", "distinct_1", "distinct_2", "repetition", "refusal", "chosen_fell", "chosen_change",
+        "rejected_change", "chosen_change_per_token", "rejected_change_per_token",
     }  # fmt: skip
     assert row(estimates, method="dpo", metric=f"{TASK}/acc")["n"] == 30
+
+
+def test_standard_errors_are_of_the_mean_over_prompts(tmp_path):
+    made = write(tmp_path, methods=("dpo",), seeds=(0,), lm_eval=False)
+    estimates, _ = run(made)
+    kl = pd.read_parquet(made.layout.scores("dpo", 0) / "score.parquet").query("metric == 'kl'")["value"]
+    found = row(estimates, method="dpo", metric="kl")
+    assert found["standard_error"] == pytest.approx(kl.std() / math.sqrt(12))
+
+
+def test_displacement_is_estimated_by_prompt_and_not_tested(made):
+    def fell_for_one_prompt(table):
+        """Of the first prompt's two pairs one rises by more than the other falls."""
+        first = table.iloc[[0]].assign(pair_id="another", chosen_change=9.0)
+        return pd.concat([table.assign(chosen_change=-1.0), first])
+
+    for label in ("dpo", "mallows_theta", "mallows_phi"):
+        for seed in (0, 1):
+            rewrite(made.layout.scores(label, seed) / "pairs.parquet", fell_for_one_prompt)
+    estimates, comparison = run(made)
+    assert row(estimates, method="dpo", metric="chosen_fell")["estimate"] == pytest.approx(11 / 12)
+    assert row(estimates, method="dpo", metric="chosen_change")["estimate"] == pytest.approx((4 - 11) / 12)
+    assert not estimates.query("method == 'reference'")["metric"].isin(["chosen_fell", "chosen_change"]).any()
+    assert set(comparison["metric"]) == {
+        "reward", "kl", "length", "complete", "accuracy", "margin", "win_rate", f"{TASK}/acc"
+    }  # fmt: skip
+
+
+def test_scores_of_an_earlier_version_are_named(made):
+    path = made.layout.scores("mallows_phi", 1) / "pairs.parquet"
+    rewrite(path, lambda table: table.drop(columns="chosen_change"))
+    with pytest.raises(
+        InputError, match=r"seed=1.pairs.parquet: lacks a column \(.*chosen_change.*\); run its"
+    ):
+        run(made)
 
 
 def test_reference_has_half_the_wins_by_definition(made):

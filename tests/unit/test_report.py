@@ -291,6 +291,38 @@ def test_displacement_is_the_change_from_the_reference(made):
     assert found["chosen_change"].item() == pytest.approx(expected)
 
 
+def test_the_displacement_table_has_every_policy(made, page):
+    numbers = pd.read_csv(made.layout.tables / "displacement.csv").set_index("method")
+    assert list(numbers.index) == ["reference", "dpo", "mallows_theta", "mallows_phi"]
+    pairs = pd.concat(pd.read_parquet(made.layout.scores("dpo", seed) / "pairs.parquet") for seed in (0, 1))
+    assert numbers["chosen_change"]["dpo"] == pytest.approx(pairs["chosen_change"].mean())
+    assert numbers["chosen_fell"]["dpo"] == pytest.approx((pairs["chosen_change"] < 0).mean())
+    assert numbers["truncated"]["dpo"] == 0 and numbers["repetition"]["dpo"] == pytest.approx(0.01)
+    assert math.isnan(numbers["chosen_change"]["reference"]) and numbers["n_pairs"]["reference"] == 0
+    assert (numbers["chosen_change_low"] < numbers["chosen_change_high"]).drop("reference").all()
+    section = page[page.index('id="displacement"') : page.index('id="samples"')]
+    assert "the loss sees only their difference" in section and "Repeated 4-grams" in section
+
+
+def test_kl_stands_by_each_estimator(made, page):
+    numbers = pd.read_csv(made.layout.tables / "kl.csv").set_index("method")
+    main = pd.read_csv(made.layout.tables / "main.csv").set_index("method")
+    assert numbers["kl"]["dpo"] == pytest.approx(main["kl"]["dpo"])
+    assert 0 < numbers["kl_standard_error"]["dpo"] < 0.5 and numbers["kl_k3"]["dpo"] < numbers["kl"]["dpo"]
+    assert numbers["kl_k3_by_token"]["dpo"] == pytest.approx(0.9 * numbers["kl"]["dpo"])
+    assert "Better at equal KL?" not in page and not (made.layout.tables / "equal_kl.csv").exists()
+
+
+def test_several_betas_are_compared_at_equal_kl(tmp_path):
+    """Labels that the made-up settings do not know are DPO under another beta."""
+    made = compared(write(tmp_path, methods=("dpo", "dpo_low", "mallows_theta"), lm_eval=False))
+    page = build(made)
+    table = pd.read_csv(made.layout.tables / "equal_kl.csv")
+    assert table["measure"].tolist() == ["reward at equal KL", "hypervolume"]
+    assert "Better at equal KL?" in page and "Dotted: labels that differ in beta alone." in page
+    assert "dpo, dpo_low" in page and "largest mean KL of any curve" in page
+
+
 def test_stale_estimates_and_strange_pairs_are_refused(tmp_path):
     made = compared(write(tmp_path, methods=("dpo",), seeds=(0,), lm_eval=False))
     rewrite(made.layout.reference("test"), lambda table: table.iloc[1:])

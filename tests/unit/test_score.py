@@ -27,11 +27,15 @@ def scored(tmp_path_factory):
     return layout, folder
 
 
-def log_probability(model, tokenizer, prompt, response):
+def token_logp(model, tokenizer, prompt, response):
     ids = tokenizer(prompt)["input_ids"]
     with torch.no_grad():
         law = torch.log_softmax(model(torch.tensor([[*ids, *response]])).logits[0].double(), dim=-1)
-    return sum(float(law[len(ids) - 1 + place, token]) for place, token in enumerate(response))
+    return [float(law[len(ids) - 1 + place, token]) for place, token in enumerate(response)]
+
+
+def log_probability(model, tokenizer, prompt, response):
+    return sum(token_logp(model, tokenizer, prompt, response))
 
 
 def test_kl_is_the_log_ratio_of_the_sampled_tokens(scored):
@@ -46,12 +50,23 @@ def test_kl_is_the_log_ratio_of_the_sampled_tokens(scored):
         sides = [log_probability(m, tokenizer, row["instruction"], row["token_ids"]) for m in (policy, reference)]
         assert found[row["prompt_id"], row["answer_index"]] == pytest.approx(sides[0] - sides[1], abs=1e-3)
     assert found.abs().max() > 0.01
+    k3 = read_parquet(layout.scores("dpo", 1) / "score.parquet").query("metric == 'kl_k3'")
+    k3 = k3.set_index(["prompt_id", "answer_index"])["value"].loc[found.index]
+    np.testing.assert_allclose(k3, np.exp(-found) - 1 + found, atol=1e-12)
+    assert (k3 > 0).all()
+    by_token = read_parquet(layout.scores("dpo", 1) / "score.parquet").query("metric == 'kl_k3_by_token'")
+    by_token = by_token.set_index(["prompt_id", "answer_index"])["value"]
+    for row in rows:
+        value = by_token[row["prompt_id"], row["answer_index"]]
+        ours, theirs = (token_logp(m, tokenizer, row["instruction"], row["token_ids"]) for m in (policy, reference))
+        ratios = np.array(ours) - np.array(theirs)
+        assert value == pytest.approx(float((np.exp(-ratios) - 1 + ratios).sum()), abs=1e-3)
 
 
 def test_the_reference_has_no_kl_and_no_pairs(scored):
     layout, _ = scored
     table = read_parquet(layout.scores(REFERENCE, 0) / "score.parquet")
-    assert set(table.query("metric == 'kl'")["value"]) == {0.0}
+    assert set(table[table["metric"].str.startswith("kl")]["value"]) == {0.0}
     assert not (layout.scores(REFERENCE, 0) / "pairs.parquet").exists()
 
 
@@ -64,6 +79,9 @@ def test_rewards_and_lengths_are_the_answers(scored):
         assert table.loc[("reward", *key), "value"] == pytest.approx(vowels)
         assert table.loc[("tokens", *key), "value"] == len(row["token_ids"])
         assert table.loc[("complete", *key), "value"] == float(row["complete"])
+        words = row["token_ids"][:-1] if row["complete"] else row["token_ids"]
+        assert table.loc[("distinct_1", *key), "value"] == pytest.approx(len(set(words)) / len(words) if words else 1)
+        assert {table.loc[(name, *key), "value"] >= 0 for name in ("distinct_2", "repetition", "refusal")} == {True}
 
 
 def test_margins_of_held_out_pairs(scored):
@@ -75,12 +93,15 @@ def test_margins_of_held_out_pairs(scored):
     assert set(found.index) == set(pairs["pair_id"])
     for pair in pairs.to_dict("records"):
         margin = 0.0
+        row = found.loc[pair["pair_id"]]
         for side, sign in (("chosen", 1), ("rejected", -1)):
             ids = tokenizer(pair[side], add_special_tokens=False)["input_ids"]
             ids += [tokenizer.eos_token_id] if json.loads(pair["meta"])[f"{side}_complete"] else []
             ids = ids[:MAX_RESPONSE]
             ratio = [log_probability(model, tokenizer, pair["prompt"], ids) for model in (policy, reference)]
             margin += sign * (ratio[0] - ratio[1])
+            assert row[f"{side}_change"] == pytest.approx(ratio[0] - ratio[1], abs=1e-3)
+            assert row[f"{side}_change_per_token"] == pytest.approx((ratio[0] - ratio[1]) / len(ids), abs=1e-3)
         assert found["margin"][pair["pair_id"]] == pytest.approx(margin, abs=1e-3)
         assert found["correct"][pair["pair_id"]] == 0.5 + 0.5 * np.sign(margin)
         assert found["prompt_id"][pair["pair_id"]] == pair["prompt_id"]

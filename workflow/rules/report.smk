@@ -8,6 +8,7 @@ rule compare:
         pairs=PATH.pairs("test"),
     output:
         estimates=PATH.estimates,
+        frontier=PATH.frontier,
         comparison=PATH.comparison,
         interaction=PATH.interaction,
     log:
@@ -31,6 +32,7 @@ rule report:
         scores=scores,
         runs=runs,
         estimates=PATH.estimates,
+        frontier=PATH.frontier,
         comparison=PATH.comparison,
         interaction=PATH.interaction,
         dispersion=PATH.dispersion,

@@ -1,0 +1,117 @@
+"""What the runs of an experiment measured, joined by id: the same answers, pairs and benchmark items of all of them.
+
+A run that lacks one, or holds a value that is not finite, stops the stage with its name.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mallowspo.errors import InputError
+from mallowspo.evaluation.displacement import CHANGES, CHOSEN_FELL, chosen_fell
+from mallowspo.files import read_parquet
+from mallowspo.layout import REFERENCE, Layout
+
+#: metric -> label -> table with one row a unit (prompt or benchmark item) and one column a seed.
+Values = dict[str, dict[str, pd.DataFrame]]
+
+
+def read_values(layout: Layout, methods: list[str], seeds: list[int], with_tasks: bool) -> Values:
+    """Every metric of every run, averaged over the answers (or pairs) to a prompt.
+
+    Returns:
+        metric -> label -> table: index prompt_id (doc_id for a benchmark), one column a seed, all tables of a metric
+        with the same index in the same order.
+    """
+    runs = [(label, seed) for label in methods for seed in seeds]
+    everyone = [(REFERENCE, 0), *runs]
+    values = _read(layout, everyone, "score.parquet", _score)
+    values |= _read(layout, runs, "pairs.parquet", _pairs)
+    values |= _read(layout, runs, "alpaca.parquet", _alpaca)
+    if with_tasks:
+        values |= _read(layout, everyone, "lm_eval.parquet", _lm_eval)
+    return values
+
+
+# Each reader gives rows of: metric, key (one measurement), unit (what is resampled), value.
+
+
+def _score(table: pd.DataFrame) -> pd.DataFrame:
+    key = table["prompt_id"] + " answer " + table["answer_index"].astype(str)
+    return _rows(table["metric"].replace("tokens", "length"), key, table["prompt_id"], table["value"])
+
+
+def _alpaca(table: pd.DataFrame) -> pd.DataFrame:
+    key = table["prompt_id"] + " answer " + table["answer_index"].astype(str)
+    return _rows(table["metric"].replace("win", "win_rate"), key, table["prompt_id"], table["value"])
+
+
+def _pairs(table: pd.DataFrame) -> pd.DataFrame:
+    columns = {"accuracy": table["correct"], "margin": table["margin"], CHOSEN_FELL: chosen_fell(table)}
+    columns |= {name: table[name] for name in CHANGES}
+    parts = [
+        _rows(pd.Series(metric, index=table.index), table["pair_id"], table["prompt_id"], values)
+        for metric, values in columns.items()
+    ]
+    return pd.concat(parts)
+
+
+def _lm_eval(table: pd.DataFrame) -> pd.DataFrame:
+    item = table["doc_id"].astype(str)
+    return _rows(table["task"] + "/" + table["metric"], item, item, table["value"])
+
+
+def _rows(metric: pd.Series, key: pd.Series, unit: pd.Series, value: pd.Series) -> pd.DataFrame:
+    return pd.DataFrame({"metric": metric, "key": key, "unit": unit, "value": value.astype(float)})
+
+
+def _read(
+    layout: Layout,
+    runs: list[tuple[str, int]],
+    file: str,
+    reader: Callable[[pd.DataFrame], pd.DataFrame],
+) -> Values:
+    paths = {run: layout.scores(*run) / file for run in runs}
+    collected: dict[str, dict[str, dict[int, pd.Series]]] = {}
+    first: tuple[Path, set[tuple[str, str]]] | None = None
+    for (label, seed), path in paths.items():
+        try:
+            rows = reader(read_parquet(path))
+        except KeyError as error:
+            raise InputError(f"{path}: lacks a column ({error.args[0]}); run its stage again") from None
+        measured = _checked_keys(rows, path)
+        first = first or (path, measured)
+        _same_keys(first, (path, measured))
+        for metric, table in rows.groupby("metric"):
+            by_seed = collected.setdefault(str(metric), {}).setdefault(label, {})
+            by_seed[seed] = table.groupby("unit")["value"].mean()
+    # By id, whatever order the files had: groupby sorts.
+    return {m: {label: pd.DataFrame(seeds) for label, seeds in by.items()} for m, by in collected.items()}
+
+
+def _checked_keys(rows: pd.DataFrame, path: Path) -> set[tuple[str, str]]:
+    if rows.empty:
+        raise InputError(f"{path}: holds no rows; run its stage again")
+    broken = rows[~np.isfinite(rows["value"])]
+    if len(broken):
+        worst = broken.iloc[0]
+        raise InputError(f"{path}: {worst['metric']} of {worst['key']} is not finite ({len(broken)} such rows)")
+    twice = rows[rows.duplicated(["metric", "key"])]
+    if len(twice):
+        raise InputError(
+            f"{path}: {twice.iloc[0]['metric']} of {twice.iloc[0]['key']} is there twice; run its stage again"
+        )
+    return set(zip(rows["metric"], rows["key"], strict=True))
+
+
+def _same_keys(first: tuple[Path, set[tuple[str, str]]], other: tuple[Path, set[tuple[str, str]]]) -> None:
+    """Both files hold the same measurements, or an error that names the first missing one and where it is missing."""
+    for (here, measured), (there, expected) in ((other, first), (first, other)):
+        missing = sorted(expected - measured)
+        if missing:
+            metric, key = missing[0]
+            raise InputError(
+                f"{here}: {metric} of {key} is missing ({len(missing)} such), but {there} has it; run its stage again"
+            )
