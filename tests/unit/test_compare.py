@@ -78,9 +78,7 @@ def test_displacement_is_estimated_by_prompt_and_not_tested(made):
 def test_scores_of_an_earlier_version_are_named(made):
     path = made.layout.scores("mallows_phi", 1) / "pairs.parquet"
     rewrite(path, lambda table: table.drop(columns="chosen_change"))
-    with pytest.raises(
-        InputError, match=r"seed=1.pairs.parquet: lacks a column \(.*chosen_change.*\); run its"
-    ):
+    with pytest.raises(InputError, match=r"seed=1.pairs.parquet: lacks a column \(.*chosen_change.*\); run its"):
         run(made)
 
 
