@@ -1,8 +1,8 @@
 """Stage "compare": every method against the baseline and against the reference, on the same prompts.
 
 Reads the scores of all runs and the dispersion of the test pairs; writes estimates.parquet, comparison.parquet,
-interaction.parquet and frontier.parquet (`mallowspo.evaluation.frontier`). Values are joined by id
-(`mallowspo.compare_values`).
+interaction.parquet, accuracy_by_group.parquet and frontier.parquet (`mallowspo.evaluation.frontier`). Values are joined
+by id (`mallowspo.compare_values`).
 
 By definition of what is measured against the reference, the reference's own win rate is 0.5, its implicit accuracy 0.5
 and its margin 0, so these three are compared with that constant.
@@ -29,6 +29,7 @@ from mallowspo.evaluation.degeneration import SIGNS
 from mallowspo.evaluation.displacement import CHANGES, CHOSEN_FELL
 from mallowspo.evaluation.frontier import frontier_table
 from mallowspo.evaluation.kl import K3, K3_BY_TOKEN
+from mallowspo.evaluation.pair_accuracy import of_experiment
 from mallowspo.files import write_parquet
 from mallowspo.inference import (
     benjamini_hochberg,
@@ -63,7 +64,7 @@ Array = NDArray[np.float64]
 
 
 def run(view: Any, layout: Layout) -> None:
-    """Write estimates.parquet, comparison.parquet, interaction.parquet and frontier.parquet.
+    """Write estimates, comparison, interaction, accuracy_by_group and frontier, each a .parquet.
 
     Args:
         view: .methods (label -> settings), .seeds, .evaluation.comparison, .evaluation.lm_eval.
@@ -86,6 +87,8 @@ def run(view: Any, layout: Layout) -> None:
         _slopes(layout, tested, methods, against, settings.confidence) for against in (baseline, REFERENCE)
     ]
     write_parquet(layout.interaction, _together(by_dispersion))
+    betas = {label: method.beta for label, method in view.methods.items()}
+    write_parquet(layout.accuracy_by_group, of_experiment(layout, betas, list(view.seeds), settings.confidence))
 
 
 def is_outcome(metric: str) -> bool:

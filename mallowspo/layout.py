@@ -106,6 +106,11 @@ class Layout:
         return self.root / "interaction.parquet"
 
     @property
+    def accuracy_by_group(self) -> Path:
+        """Held-out pairs by source, length and dispersion."""
+        return self.root / "accuracy_by_group.parquet"
+
+    @property
     def estimates(self) -> Path:
         return self.root / "estimates.parquet"
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from mallowspo.files import write_text
+from mallowspo.files import read_parquet, write_text
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.methods import METHODS
 from mallowspo.report import (
@@ -13,6 +13,7 @@ from mallowspo.report import (
     judge_table,
     kl_tables,
     outcome_figures,
+    pair_table,
     summary,
     tables,
     training_figures,
@@ -54,6 +55,7 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
         "kl": kl_tables.kl_table(results),
         "comparison": comparison,
         "interaction": tables.interaction_table(results),
+        pair_table.NAME: pair_table.pair_table(read_parquet(layout.accuracy_by_group)),
         "data_health": tables.health_table(results),
         "cost": tables.cost_table(results),
         "versions": tables.versions_table(results),

@@ -6,7 +6,9 @@ rule compare:
         scores=scores,
         dispersion=PATH.dispersion,
         pairs=PATH.pairs("test"),
+        reference=PATH.reference("test"),
     output:
+        by_group=PATH.accuracy_by_group,
         estimates=PATH.estimates,
         frontier=PATH.frontier,
         comparison=PATH.comparison,
@@ -35,6 +37,7 @@ rule report:
         frontier=PATH.frontier,
         comparison=PATH.comparison,
         interaction=PATH.interaction,
+        by_group=PATH.accuracy_by_group,
         dispersion=PATH.dispersion,
         dispersion_summary=PATH.dispersion_summary,
         health=PATH.data_health,
