@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mallowspo.errors import InputError
+from mallowspo.evaluation.kl import K1, K3, K3_BY_TOKEN, kl_columns
 from mallowspo.evaluation.outputs import generator_of, read_outputs, read_rows
 from mallowspo.evaluation.pair_accuracy import accuracy_by_group, pair_facts
 from mallowspo.evaluation.suite_phases import Phases
@@ -38,7 +39,7 @@ NEEDS: dict[str, tuple[str | tuple[str, ...], ...]] = {
 #: What only some parts read: giving it without one of them is a mistake.
 READ_BY = {"judge": ["alpaca"], "judge_settings": ["alpaca"], "difficulty": ["alpaca"], "tasks": ["lm"],
            "include_path": ["lm"], "limit": ["lm"], "pairs": ["pairs"], "prompts": ["alpaca", "kl"],
-           "against": ["alpaca", "kl"], "max_prompts": ["alpaca", "kl"]}  # fmt: skip
+           "against": ["alpaca", "kl"], "max_prompts": ["alpaca", "kl"], "max_pairs": ["pairs"]}  # fmt: skip
 COLUMNS = ["part", "measure", "value", "standard_error", "ci_low", "ci_high", "n", "note"]
 Z = 1.959963984540054  # of a 95 % interval
 
@@ -60,6 +61,7 @@ class Request:
     include_path: str | None = None
     limit: int | None = None
     max_prompts: int | None = None
+    max_pairs: int | None = None
     max_new_tokens: int = 512
     seed: int = 0
     template: str | None = None
@@ -95,7 +97,7 @@ def run(request: Request) -> pd.DataFrame:
     if "lm" in request.suite:
         rows += _lm(request, phases)
     if "pairs" in request.suite:
-        pairs = phases.read_pairs(str(request.pairs))
+        pairs = phases.read_pairs(str(request.pairs), request.max_pairs)
         tables = {POLICY: phases.score_pairs(request.model, POLICY)}
     # The policy's part first, so that each model is loaded once.
     if "kl" in request.suite:
@@ -115,7 +117,9 @@ def table(found: pd.DataFrame, title: str) -> Table:
     for column in ("part", "measure", "value", "± s.e.", "95 % interval", "n", "note"):
         shown.add_column(column, justify="right" if column in ("value", "± s.e.", "95 % interval", "n") else "left")
     for row in found.to_dict("records"):
-        bounds = f"{number(row['ci_low'])} to {number(row['ci_high'])}" if not math.isnan(row["ci_low"]) else ABSENT
+        # Some intervals of shares begin at 0 but for rounding.
+        low, high = (round(row[bound], 12) for bound in ("ci_low", "ci_high"))
+        bounds = f"{number(low)} to {number(high)}" if not math.isnan(low) else ABSENT
         texts = [row["part"], escape(row["measure"]), number(row["value"]), number(row["standard_error"]), bounds]
         shown.add_row(*texts, count(row["n"]), escape(row["note"]))
     return shown
@@ -213,18 +217,11 @@ def _lm(request: Request, phases: Phases) -> list[dict[str, Any]]:
 
 
 def _kl(policy: pd.Series, reference: pd.Series) -> list[dict[str, Any]]:
-    """Sequence KL to the reference, nats, by sampling from the policy: without bias, at temperature 1 and top_p 1.
-
-    Two estimators of the same number: the log-ratio, and per token k3 = r - 1 - log r with r = pi_ref / pi, which is
-    never below 0 and, near the reference, varies less (Schulman 2020).
-    """
-    pairs = [(np.asarray(policy[key]), np.asarray(reference[key])) for key in policy.index]
-    log_ratio = [float((ours - theirs).sum()) for ours, theirs in pairs]
-    low_variance = [float((np.expm1(theirs - ours) - (theirs - ours)).sum()) for ours, theirs in pairs]
-    return [
-        _mean("kl", "KL to the reference, log-ratio (nats)", log_ratio),
-        _mean("kl", "KL to the reference, k3 (nats)", low_variance),
-    ]
+    """Of whole answers, by `mallowspo.evaluation.kl`'s estimators of the same number."""
+    sides = [[np.asarray(table[key], dtype=float) for key in policy.index] for table in (policy, reference)]
+    found = kl_columns(*sides)
+    titles = {K1: "log-ratio", K3: "k3", K3_BY_TOKEN: "k3 by token"}
+    return [_mean("kl", f"KL to the reference, {title} (nats)", found[name]) for name, title in titles.items()]
 
 
 def _pairs(

@@ -24,6 +24,7 @@ from mallowspo.packing import Row
 from mallowspo.pairs.build import check_rows, read_source
 from mallowspo.pairs.formats import UnusableRow, prompt_of
 from mallowspo.pairs.prepared import context_window, open_tokens, write_tokens
+from mallowspo.pairs.split import unit_draw
 from mallowspo.pairs.tokens import check_tokenizer, tokenize_pairs, tokenize_prompt
 from mallowspo.provenance import code_digest
 from mallowspo.reference import answer_batches, score_rows, score_table
@@ -150,8 +151,12 @@ class Phases:
         self.do(f"kl-{method}", depends, [file], work)
         return read_parquet(file).set_index("prompt_id")["logp"]
 
-    def read_pairs(self, source: str) -> pd.DataFrame:
-        """The usable pairs of a file, a hub data set, tokenized; unusable.jsonl lists the other rows."""
+    def read_pairs(self, source: str, most: int | None) -> pd.DataFrame:
+        """The usable pairs of a file or a hub data set, tokenized; unusable.jsonl lists the other rows.
+
+        Args:
+            most: keep so many, by a draw that goes by their ids; None keeps all.
+        """
         if not source.startswith(("hub:", "path:")):
             source = f"path:{source}"
         settings = PairsSettings(source=source)
@@ -164,7 +169,8 @@ class Phases:
             if not usable:
                 first = f"; row {listed[0]['row']}: {listed[0]['reason']}" if listed else ""
                 raise InputError(f"{source}: none of {len(reads)} rows is a usable pair{first}; mend the rows")
-            table = pd.DataFrame([item.pair for item in usable])
+            drawn = sorted((item.pair for item in usable), key=lambda pair: unit_draw(0, "limit", pair["pair_id"]))
+            table = pd.DataFrame(drawn[:most])
             write_table(file, table)
             write_tokens(
                 tokenize_pairs(self.tokenizer, table, self.view.tokens, self.window),
@@ -174,7 +180,7 @@ class Phases:
 
         content = sha256_file(source.removeprefix("path:")) if source.startswith("path:") else source
         depends = {
-            "pairs": content,
+            "pairs": [content, most],
             "tokenizer": self.content(self.model),
             "tokens": self.view.tokens.model_dump(),
             "code": [code_digest("pairs"), code_digest("tokens")],

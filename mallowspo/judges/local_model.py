@@ -25,7 +25,7 @@ def model_folder(source: str) -> Path:
 def model_content(folder: Path) -> dict[str, Any]:
     """Digests of the files that a model's numbers depend on; weights by the record of `mallowspo model` if there."""
     record = folder / "source.json"
-    known: dict[str, str] = read_json(record)["files"] if record.exists() else {}
+    known: dict[str, str] = read_json(record).get("files", {}) if record.exists() else {}
     files = sorted({path for pattern in _FILES for path in folder.glob(pattern)} - {record})
     return {path.name: known.get(path.name) or sha256_file(path) for path in files}
 

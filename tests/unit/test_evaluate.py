@@ -62,6 +62,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     make_made_up(folder / "my_reference")
     make_policy(folder / "my_reference", folder / "my_model")
+    (folder / "my_reference" / "source.json").write_text('{"source": "of another program"}')
     write_jsonl(folder / "instructions.jsonl", [{"instruction": f"Tell me of {n}"} for n in range(8)])
     write_jsonl(folder / "pairs.jsonl", pairs(12))
     return folder
@@ -105,7 +106,9 @@ def test_kl_and_pairs_are_the_plain_numbers(place: Path, tmp_path: Path, monkeyp
     assert kl["value"] == pytest.approx(sum(ratios) / 8, abs=1e-4) and kl["n"] == 8
     error = torch.tensor(ratios).double().std() / math.sqrt(8)
     assert kl["standard_error"] == pytest.approx(float(error), abs=1e-4)
-    assert found.loc["KL to the reference, k3 (nats)", "value"] == pytest.approx(sum(low_variance) / 8, abs=1e-4)
+    assert found.loc["KL to the reference, k3 by token (nats)", "value"] == pytest.approx(
+        sum(low_variance) / 8, abs=1e-4
+    )
 
     margins = []
     for row in pairs(12):
@@ -117,6 +120,7 @@ def test_kl_and_pairs_are_the_plain_numbers(place: Path, tmp_path: Path, monkeyp
         margins.append(sides[0] - sides[1])
     assert found.loc["margin (nats)", "value"] == pytest.approx(sum(margins) / 12, abs=1e-4)
     assert found.loc["accuracy", "value"] == pytest.approx(sum(margin > 0 for margin in margins) / 12)
+    assert found.loc["accuracy", "n"] == 12
     groups = read_parquet(tmp_path / "accuracy_by_group.parquet")
     assert set(groups["by"]) == {"all", "source", "length_ratio", "dispersion"} and set(groups["beta"]) == {0.5}
 
@@ -169,6 +173,11 @@ def test_what_is_missing_or_read_by_no_part_is_told(
     with pytest.raises(InputError, match=says):
         suite.run(Request(**{**vars(base), **changes}))
     assert not (tmp_path / "results.json").exists()
+
+
+def test_a_draw_of_pairs(place: Path, tmp_path: Path) -> None:
+    found = suite.run(request(place, tmp_path, "pairs", max_pairs=5)).set_index("measure")
+    assert found.loc["accuracy", "n"] == 5 and len(read_parquet(tmp_path / "pairs/test.parquet")) == 5
 
 
 def test_prompts_that_cannot_be_used(place: Path, tmp_path: Path) -> None:
