@@ -21,6 +21,8 @@ from mallowspo.methods import METHODS
 from mallowspo.metrics import TIMING, MetricsFile
 from mallowspo.models import load_model, load_tokenizer
 from mallowspo.pairs.prepared import open_tokens
+from mallowspo.reference import pair_batch
+from mallowspo.scoring import Scorer
 from mallowspo.tracking import prepare_store
 from tests.made_up_run import experiment_file, prepare
 
@@ -307,6 +309,24 @@ def test_lora_trains_an_adapter_and_saves_a_merged_model(tmp_path):
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all("proj" in name for name in changed)
     assert load_tokenizer(folder / "model").eos_token == "<eos>"
+
+
+def test_without_its_adapters_a_policy_is_the_reference_table(tmp_path):
+    experiment, layout, model_folder = prepare(tmp_path, lora={"rank": 4, "alpha": 8})
+    policy = training._policy(model_folder, "cpu", experiment.stage_view("train").training, 1)
+    with torch.no_grad():
+        for name, values in policy.named_parameters():
+            if "lora_B" in name:  # 0 at the start
+                values.fill_(0.1)
+    scorer, pairs = Scorer(policy, "float32"), open_tokens(layout.tokens("train"))
+    with torch.no_grad():
+        moved = scorer(pair_batch(list(pairs))).logp
+        with policy.disable_adapter():
+            logp = scorer(pair_batch(list(pairs))).logp
+    table = read_parquet(layout.reference("train")).set_index("pair_id").loc[pairs.pair_ids]
+    expected = torch.tensor([*table["chosen_logp"], *table["rejected_logp"]], dtype=torch.float32)
+    assert torch.equal(logp, expected)
+    assert (moved - expected).abs().min() > 0.01
 
 
 def test_bfloat16_products_start_near_the_reference(tmp_path):
