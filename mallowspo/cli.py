@@ -33,6 +33,7 @@ from mallowspo.layout import REFERENCE, Layout
 from mallowspo.methods import METHODS
 from mallowspo.provenance import STAGE_MODULES
 from mallowspo.settings import Experiment
+from mallowspo.shard import Shard
 from mallowspo.studies.settings import Study
 
 
@@ -57,6 +58,9 @@ Policy = Annotated[str, typer.Option(help=f"a label under `methods`, or '{REFERE
 Seed = Annotated[int, typer.Option(help="training seed (0 for the untrained policy)")]
 Split = Annotated[str, typer.Option(help="train or test")]
 Store = Annotated[str | None, typer.Option(help="MLflow tracking URI; default: what config/config.yaml says")]
+ShardText = Annotated[
+    str | None, typer.Option("--shard", help="2/4: only the second quarter; without it what is missing, and the whole")
+]
 Threads = Annotated[int, typer.Option(help="torch threads; 0: what the experiment says")]
 
 
@@ -118,15 +122,12 @@ def reference(
     experiment: ExperimentName,
     results: Results = "results",
     threads: Threads = 0,
-    shard: Annotated[
-        str | None, typer.Option(help="2/4: only the second quarter; without it what is missing, and the tables")
-    ] = None,
+    shard: ShardText = None,
 ) -> None:
     """Score every pair once with the reference policy: log-probabilities and entropies; goes on where it was killed."""
     settings, layout, folder = _open(experiment, results, threads)
-    stage = _stage("reference")
-    part = stage.Shard.parse(shard) if shard else None
-    stage.run(settings.stage_view("reference"), layout, folder, settings.compute.device, part)
+    part = Shard.parse(shard) if shard else None
+    _stage("reference").run(settings.stage_view("reference"), layout, folder, settings.compute.device, part)
 
 
 @app.command()
@@ -183,13 +184,19 @@ def train(
 
 @app.command()
 def generate(
-    experiment: ExperimentName, method: Policy, seed: Seed = 0, results: Results = "results", threads: Threads = 0
+    experiment: ExperimentName,
+    method: Policy,
+    seed: Seed = 0,
+    results: Results = "results",
+    threads: Threads = 0,
+    shard: ShardText = None,
 ) -> None:
-    """Sample a policy's answers to the test prompts."""
+    """Sample a policy's answers to the test prompts; goes on where it was killed."""
     settings, layout, folder = _open(experiment, results, threads)
     _known(method, settings, REFERENCE)
     policy = _policy_folder(layout, folder, method, seed)
-    _stage("generate").run(settings.stage_view("generate"), layout, policy, method, seed, settings.compute.device)
+    part = Shard.parse(shard) if shard else None
+    _stage("generate").run(settings.stage_view("generate"), layout, policy, method, seed, settings.compute.device, part)
 
 
 @app.command()

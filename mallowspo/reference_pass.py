@@ -24,6 +24,7 @@ from mallowspo.pairs.prepared import PreparedPairs, open_tokens
 from mallowspo.provenance import code_digest
 from mallowspo.reference import not_finite, score_table
 from mallowspo.scoring import Scorer
+from mallowspo.shard import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -31,26 +32,6 @@ SPLITS = ("train", "test")
 PAIRS_PER_PART = 256
 #: Beside the parts: what their numbers depend on, and the vocabulary.
 ORIGIN = "origin.json"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The share of one of several processes: every `count`-th part, from the `number`-th on."""
-
-    number: int  # from 1
-    count: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Shard":
-        """From "2/4", the second of four.
-
-        Raises:
-            InputError: not of that form, or not within it.
-        """
-        number, _, count = text.partition("/")
-        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-            raise InputError(f"--shard {text}: give NUMBER/COUNT with NUMBER from 1 to COUNT, as in 2/4")
-        return cls(int(number), int(count))
 
 
 @dataclass(frozen=True)
@@ -79,8 +60,7 @@ def run(view: Any, layout: Layout, model_folder: Path, device: str, shard: Shard
     folders = {split: layout.reference_parts(_key(origin, pairs[split])) for split in SPLITS}
     parts = {split: _parts(pairs[split], folders[split]) for split in SPLITS}
     share = [part for split in SPLITS for part in parts[split]]
-    if shard:
-        share = share[shard.number - 1 :: shard.count]
+    share = list(shard.of(share)) if shard else share
     missing = [part for part in share if not part.is_there]
     logger.info("%d of %d parts of the reference pass are there already", len(share) - len(missing), len(share))
     long = _long_pairs(pairs, view.reference.tokens_per_batch)

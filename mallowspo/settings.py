@@ -81,10 +81,15 @@ class SamplingSettings(Section):
 
     answers: int = Field(default=1, ge=1, description="answers to each prompt")
     max_new_tokens: int = Field(default=256, ge=1)
-    temperature: float = Field(default=1.0, gt=0, description="1 and top_p 1: the KL estimate is unbiased")
+    temperature: float = Field(
+        default=1.0, ge=0, description="1 and top_p 1: the KL estimate is unbiased; 0: always the most likely token"
+    )
     top_p: float = Field(default=1.0, gt=0, le=1)
     batch_size: int = Field(default=64, ge=1, description="answers sampled at a time")
     seed: int = 0
+    engine: Literal["transformers", "vllm"] = Field(
+        default="transformers", description="vllm: on a GPU, where the extra is installed; its answers are others"
+    )
 
 
 class OnPolicySettings(Section):
@@ -103,6 +108,8 @@ class OnPolicySettings(Section):
     def _several_answers(self) -> "OnPolicySettings":
         if self.sampling.answers < 2:
             raise ValueError("on-policy pairs need sampling.answers of at least 2")
+        if self.sampling.engine != "transformers":
+            raise ValueError("on-policy answers are sampled by transformers; remove sampling.engine")
         return self
 
 
