@@ -326,7 +326,7 @@ def test_without_its_adapters_a_policy_is_the_reference_table(tmp_path):
     table = read_parquet(layout.reference("train")).set_index("pair_id").loc[pairs.pair_ids]
     expected = torch.tensor([*table["chosen_logp"], *table["rejected_logp"]], dtype=torch.float32)
     assert torch.equal(logp, expected)
-    assert (moved - expected).abs().min() > 0.01
+    assert (moved - expected).abs().mean() > 1
 
 
 def test_bfloat16_products_start_near_the_reference(tmp_path):
