@@ -136,9 +136,9 @@ def test_called_again_nothing_is_doubled(results):
     assert second == first
     assert rows_in(results.uri) == rows
     assert len(results.runs()) == 5
-    # 16 curves of 12 steps, 8 evaluation values, and the seconds and tokens of the training
-    assert first["metrics"]["dpo/0"] == {"curves": 16 * STEPS, "evaluation": 10, "not_finite": 0}
-    assert rows == 4 * (16 * STEPS + 10)
+    # 16 curves of 12 steps, 14 evaluation values, and the seconds and tokens of the training
+    assert first["metrics"]["dpo/0"] == {"curves": 16 * STEPS, "evaluation": 16, "not_finite": 0}
+    assert rows == 4 * (16 * STEPS + 16)
 
 
 def test_partly_filled_store_is_completed(results):
