@@ -223,13 +223,20 @@ def alpaca(
 
 @app.command("lm-eval")
 def lm_eval(
-    experiment: ExperimentName, method: Policy, seed: Seed = 0, results: Results = "results", threads: Threads = 0
+    experiment: ExperimentName,
+    method: Policy,
+    seed: Seed = 0,
+    results: Results = "results",
+    threads: Threads = 0,
+    shard: ShardText = None,
 ) -> None:
-    """Tasks of lm-evaluation-harness, with standard errors."""
+    """Tasks of lm-evaluation-harness, with standard errors; goes on with the next task where it was killed."""
     settings, layout, folder = _open(experiment, results, threads)
     _known(method, settings, REFERENCE)
     policy = _policy_folder(layout, folder, method, seed)
-    _stage("lm-eval").run(settings.stage_view("lm-eval"), layout, policy, method, seed, settings.compute.device)
+    part = Shard.parse(shard) if shard else None
+    view = settings.stage_view("lm-eval")
+    _stage("lm-eval").run(view, layout, policy, method, seed, settings.compute.device, shard=part)
 
 
 @app.command()

@@ -26,6 +26,7 @@ from mallowspo.judges.local_model import model_content
 from mallowspo.layout import Layout
 from mallowspo.models import load_model, load_tokenizer, resolve_device, resolve_precision
 from mallowspo.provenance import code_digest
+from mallowspo.shard import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +40,20 @@ ITEM_COLUMNS = ["task", "doc_id", "metric", "value", "doc_hash", "prompt_hash"]
 
 
 def run(
-    view: Any, layout: Layout, model_folder: Path, method: str, seed: int, device: str, task_folder: Path | None = None
+    view: Any,
+    layout: Layout,
+    model_folder: Path,
+    method: str,
+    seed: int,
+    device: str,
+    task_folder: Path | None = None,
+    shard: Shard | None = None,
 ) -> None:
     """Evaluate one model; write lm_eval.json (metrics with standard errors) and lm_eval.parquet (item by item).
 
     Args:
         task_folder: folder of task files, in place of evaluation.lm_eval.include_path.
+        shard: evaluate this share of the tasks that are missing, and leave putting them together to a call without.
 
     Raises:
         InputError: for an unknown task, a task whose data cannot be had, or settings that a task overrides.
@@ -67,12 +76,15 @@ def run(
     }
     folder = layout.scores(method, seed)
     files = {name: _part_file(folder, name, task, common) for name, task in found.tasks.items()}
-    missing = [name for name, file in files.items() if not file.exists()]
-    logger.info("%d of %d tasks are there already", len(files) - len(missing), len(files))
+    share = shard.of(list(files)) if shard else list(files)
+    missing = [name for name in share if not files[name].exists()]
+    logger.info("%d of %d tasks are there already", len(share) - len(missing), len(share))
     if missing:
         model = _wrap(model_folder, settings, precision, device)
         for name in missing:
             write_json(files[name], _evaluate(model, name, found.tasks[name], settings))
+    if shard:
+        return
     parts = {name: read_json(file) for name, file in files.items()}
     summary = _summary(found, parts)
     summary["settings"] = {

@@ -206,12 +206,14 @@ def _alpaca_rows(judged: dict[str, Any], against: str) -> list[dict[str, Any]]:
 
 def _lm(request: Request, phases: Phases) -> list[dict[str, Any]]:
     settings = LmEvalSettings(tasks=list(request.tasks), include_path=request.include_path, limit=request.limit)
-    found = phases.tasks(settings, POLICY)
+    found, items = phases.tasks(settings, POLICY)
+    shares = {key: values.between(0, 1).all() for key, values in items.groupby(["task", "metric"])["value"]}
     rows = []
     for task, metrics in found["results"].items():
         for metric, numbers in metrics.items():
             shots = found["settings"]["num_fewshot"].get(task)
-            row = _row("lm", f"{task}/{metric}", numbers["value"], numbers["stderr"], found["items"][task])
+            bounds = (0, 1) if shares.get((task, metric)) else (-math.inf, math.inf)
+            row = _row("lm", f"{task}/{metric}", numbers["value"], numbers["stderr"], found["items"][task], *bounds)
             rows.append(row | {"note": "" if shots is None else f"{shots}-shot"})
     return rows
 

@@ -201,8 +201,8 @@ class Phases:
         )
         return read_parquet(file).set_index("pair_id")
 
-    def tasks(self, settings: LmEvalSettings, method: str) -> dict[str, Any]:
-        """lm_eval.json of the stage "lm-eval"."""
+    def tasks(self, settings: LmEvalSettings, method: str) -> tuple[dict[str, Any], pd.DataFrame]:
+        """lm_eval.json and lm_eval.parquet of the stage "lm-eval"."""
         self.view.evaluation.lm_eval = settings
         folder = self.layout.scores(method, SEED)
         files = [file for task in settings.data.values() for file in (task.test, task.fewshot) if file]
@@ -219,8 +219,7 @@ class Phases:
             [folder / "lm_eval.json", folder / "lm_eval.parquet"],
             lambda: lm_eval.run(self.view, self.layout, self.model, method, SEED, self.device),
         )
-        found: dict[str, Any] = read_json(folder / "lm_eval.json")
-        return found
+        return read_json(folder / "lm_eval.json"), read_parquet(folder / "lm_eval.parquet")
 
     def scorer(self, folder: Path) -> Scorer:
         """Of one model; the one before it is let go first."""

@@ -16,6 +16,7 @@ from mallowspo.files import read_json, read_parquet, write_jsonl
 from mallowspo.layout import Layout
 from mallowspo.models import load_model, load_tokenizer, make_made_up
 from mallowspo.settings import LmEvalSettings
+from mallowspo.shard import Shard
 
 TASKS = Path(__file__).parents[2] / "config" / "tasks"
 
@@ -217,6 +218,18 @@ def test_a_killed_stage_goes_on_with_the_next_task(
     for changed in ({"limit": 2}, {"limit": 3, "chat_template": True}, {"limit": 3, "num_fewshot": 1}):
         lm_eval.run(view("plain_sense", **changed), layout, model_folder, "dpo", 0, "cpu")
     assert evaluated[5:] == ["plain_sense"] * 3, "other settings are other numbers"
+
+
+def test_shards_share_the_tasks(model_folder: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = view("review_sentiment", "plain_sense", limit=3)
+    for number in (1, 2):
+        lm_eval.run(settings, layout, model_folder, "dpo", 0, "cpu", shard=Shard(number, 2))
+        assert len(list((layout.scores("dpo", 0) / "lm_eval_parts").iterdir())) == number
+    assert not (layout.scores("dpo", 0) / "lm_eval.json").exists()
+    lm_eval.run(settings, layout, model_folder, "dpo", 1, "cpu")
+    monkeypatch.setattr(lm_eval, "_wrap", None)  # all parts are there: no model is needed
+    lm_eval.run(settings, layout, model_folder, "dpo", 0, "cpu")
+    assert items_of(layout, 0).equals(items_of(layout, 1))
 
 
 def test_functions_of_a_task_are_known_by_their_code_in_every_process() -> None:
