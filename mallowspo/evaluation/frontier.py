@@ -9,7 +9,8 @@ A curve is made of the labels of an experiment that differ in beta alone, each a
   reference's reward, from KL 0 to the largest mean KL of any curve; in the reward's unit times nats.
 
 Intervals are percentiles of a bootstrap over prompts and seeds that draws the same ones for all points, so that what is
-common to them drops out; rewards and KL are resampled together. Of few seeds it is too narrow (docs/statistics.md).
+common to them drops out; rewards and KL are resampled together. With two seeds that differ much it is too narrow
+(docs/evaluation.md).
 """
 
 import math

@@ -48,8 +48,8 @@ def equal_kl_words(results: Results) -> str:
         "the baseline's curve at the label's own KL, on the line between the two neighbouring betas; none beyond the "
         "curve's ends. Hypervolume: area under the best reward reached by each KL, above the reference's, from KL 0 to "
         f"{number(float(largest))} nats, the largest mean KL of any curve. In brackets: {results.confidence} "
-        "interval by a bootstrap over prompts and seeds, too narrow with few seeds; no test, and no correction for "
-        "several rows. Outside: share of resamples in which the label left the curve's ends."
+        "interval by a bootstrap over prompts and seeds, too narrow with two unlike seeds; no test, and no correction "
+        "for several rows. Outside: share of resamples in which the label left the curve's ends."
     )
 
 
