@@ -20,7 +20,7 @@ setup: .venv/ready
 	touch $@
 
 .venv/ready-for-tests: .venv/ready
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,slurm]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench,dev,slurm]'
 	touch $@
 
 demo: setup
