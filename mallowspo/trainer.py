@@ -27,7 +27,7 @@ class PreferenceTrainer(Trainer):
     """transformers.Trainer with the loss of a pair, averaged over the pairs of an optimizer step.
 
     Its batches are optimizer steps: the pairs of a step are the same for every method and every memory, and come in
-    parts that fit (`mallowspo.examples.Collator`).
+    parts that fit (`Examples.collate`).
     """
 
     def __init__(
