@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from tqdm import tqdm
 from typer.testing import CliRunner
 
 from mallowspo.cli import app
@@ -202,13 +200,8 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
 
 def kill_when(asked: Request, reached: Callable[[], bool]) -> None:
     """Run in a process of its own, and kill it with SIGKILL as soon as `reached`."""
-
-    def run() -> None:
-        # A killed process must not keep the lock that progress bars share with their parent.
-        tqdm.set_lock(threading.RLock())
-        suite.run(asked)
-
-    process = multiprocessing.get_context("fork").Process(target=run)
+    # Not forked: torch's threads, where the parent has any, do not live on in the child.
+    process = multiprocessing.get_context("spawn").Process(target=suite.run, args=(asked,))
     process.start()
     assert process.pid is not None
     deadline = time.monotonic() + 120
