@@ -67,6 +67,9 @@ def run(
         memory_mb: MiB that the job may take on a CPU. Where they do not hold what the backward reads, it computes it
             again: slower, with the same result.
         live_store: MLflow store that also gets the curves while the training runs; its failures never stop it.
+
+    Raises:
+        InputError: the tables lack a pair or belong to another model, or a loss, gradient or weight is not finite.
     """
     device = resolve_device(device)
     precision = resolve_precision(view.model.precision, device)
