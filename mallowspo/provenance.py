@@ -33,7 +33,8 @@ STAGE_MODULES = {
 #: Not part of any stage's code: what these give a stage reaches it by value, through its settings and paths.
 _BY_VALUE = {
     *(f"mallowspo.{name}" for name in ("settings", "workflow_settings", "experiments", "layout")),
-    *(f"mallowspo.{name}" for name in ("errors", "files", "provenance")),
+    *(f"mallowspo.{name}" for name in ("sections", "errors", "files", "provenance")),
+    "mallowspo.evaluation.settings",
     "mallowspo.studies.settings",
     "mallowspo.studies.kinds",
 }

@@ -11,7 +11,7 @@ import yaml
 
 from mallowspo.errors import InputError
 from mallowspo.evaluation.outputs import read_rows
-from mallowspo.settings import LocalTaskData
+from mallowspo.evaluation.settings import LocalTaskData
 
 #: No connection, a data set or a split that is not there, a data set that is a script.
 _OUT_OF_REACH = (OSError, RuntimeError, KeyError)

@@ -16,6 +16,7 @@ from mallowspo.errors import InputError
 from mallowspo.evaluation.kl import K1, K3, K3_BY_TOKEN, kl_columns
 from mallowspo.evaluation.outputs import generator_of, read_outputs, read_rows
 from mallowspo.evaluation.pair_accuracy import accuracy_by_group, pair_facts
+from mallowspo.evaluation.settings import LmEvalSettings
 from mallowspo.evaluation.suite_phases import Phases
 from mallowspo.evaluation.winrate import LENGTH_CONTROLLED, Compared, Side, compare, provenance
 from mallowspo.files import digest, read_json, read_jsonl, sha256_file, write_json, write_parquet
@@ -26,7 +27,8 @@ from mallowspo.judges.settings import JudgeSettings
 from mallowspo.layout import REFERENCE
 from mallowspo.provenance import code_digest
 from mallowspo.report.words import ABSENT, count, number
-from mallowspo.settings import LmEvalSettings, SamplingSettings, nearest
+from mallowspo.sections import nearest
+from mallowspo.settings import SamplingSettings
 
 POLICY = "policy"
 #: What each part of the suite needs; a tuple inside: one of them.

@@ -15,6 +15,7 @@ import pandas as pd
 
 from mallowspo.errors import InputError
 from mallowspo.evaluation import answers, lm_eval
+from mallowspo.evaluation.settings import LmEvalSettings
 from mallowspo.files import digest, read_json, read_jsonl, read_parquet, sha256_file, write_json, write_jsonl
 from mallowspo.files import write_parquet as write_table
 from mallowspo.judges.local_model import model_content
@@ -30,7 +31,6 @@ from mallowspo.provenance import code_digest
 from mallowspo.reference import answer_batches, score_rows, score_table
 from mallowspo.scoring import Scorer
 from mallowspo.settings import (
-    LmEvalSettings,
     PairsSettings,
     ReferenceSettings,
     SamplingSettings,

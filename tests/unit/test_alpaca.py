@@ -11,10 +11,11 @@ import pytest
 from mallowspo.errors import InputError
 from mallowspo.evaluation import alpaca
 from mallowspo.evaluation.alpaca_eval_code import head_to_head
+from mallowspo.evaluation.settings import AlpacaSettings
 from mallowspo.experiments import read_yaml
 from mallowspo.files import read_json, read_jsonl, read_parquet, write_jsonl, write_parquet
 from mallowspo.layout import Layout
-from mallowspo.settings import STAGE_READS, AlpacaSettings, Experiment
+from mallowspo.settings import STAGE_READS, Experiment
 
 JUDGE = "reward:vowels"
 VIEW = SimpleNamespace(

@@ -12,10 +12,10 @@ import torch
 
 from mallowspo.errors import InputError
 from mallowspo.evaluation import lm_eval
+from mallowspo.evaluation.settings import LmEvalSettings
 from mallowspo.files import read_json, read_parquet, write_jsonl
 from mallowspo.layout import Layout
 from mallowspo.models import load_model, load_tokenizer, make_made_up
-from mallowspo.settings import LmEvalSettings
 from mallowspo.shard import Shard
 
 TASKS = Path(__file__).parents[2] / "config" / "tasks"

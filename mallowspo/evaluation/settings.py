@@ -1,0 +1,86 @@
+"""What is measured on the test prompts and pairs, and how it is compared."""
+
+import re
+
+from pydantic import Field, field_validator
+
+from mallowspo.judges.names import check_judge_name, check_reward_name
+from mallowspo.judges.settings import JudgeSettings
+from mallowspo.sections import Section
+
+
+class LocalTaskData(Section):
+    """Files in place of the data set of one of lm-eval's own tasks; JSON or JSONL, plain or .gz, its columns."""
+
+    test: str = Field(description="the items")
+    fewshot: str | None = Field(
+        default=None, description="the examples; default: the other items, the one that is asked left out"
+    )
+
+
+class LmEvalSettings(Section):
+    """Tasks of lm-evaluation-harness."""
+
+    tasks: list[str] = Field(
+        min_length=1, description="of lm-eval or of include_path; openllm and leaderboard are lm-eval's own groups"
+    )
+    include_path: str | None = Field(default=None, description="folder of task files; a built-in task needs none")
+    data: dict[str, LocalTaskData] = Field(
+        default={}, description="built-in task -> its data in files, where the hub is out of reach"
+    )
+    limit: int | None = Field(default=None, ge=1)
+    num_fewshot: int | None = Field(default=None, ge=0)
+    chat_template: bool = False
+    batch_size: int = Field(default=16, ge=1)
+
+
+class ComparisonSettings(Section):
+    """How differences are tested."""
+
+    baseline: str = "dpo"
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    resamples: int = Field(default=9999, ge=99)
+    seed: int = 0
+
+
+class AlpacaSettings(Section):
+    """Win rates, by AlpacaEval's own code."""
+
+    judge: str | None = Field(default=None, description="says which of two answers is better; default: the reward")
+    settings: JudgeSettings = JudgeSettings()
+    against: list[str] = Field(
+        default=["baseline"],
+        description="besides the reference policy: baseline (the comparison's), path:FILE or hub:ID@REVISION!FILE with "
+        "a published model's outputs to the same instructions",
+    )
+    difficulty: str | None = Field(
+        default=None, description="AlpacaEval's df_gamed.csv, for the official length-controlled win rate"
+    )
+
+    @field_validator("judge")
+    @classmethod
+    def _judge(cls, value: str | None) -> str | None:
+        return value and check_judge_name(value)
+
+    @field_validator("against")
+    @classmethod
+    def _against(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if not re.match(r"^(baseline|path:.+|hub:[^@\s]+@[^!\s]+!.+)$", name):
+                raise ValueError(f"'{name}' is none of baseline, path:FILE, hub:ID@REVISION!FILE")
+        return value
+
+
+class EvaluationSettings(Section):
+    """What is measured on the test prompts and pairs."""
+
+    judge: str = Field(description="the reward: scores every answer; also AlpacaEval's judge unless alpaca.judge is")
+    alpaca: AlpacaSettings = AlpacaSettings()
+    kl_answers: int = Field(default=1, ge=1, description="answers to each prompt behind the KL estimate")
+    lm_eval: LmEvalSettings | None = None
+    comparison: ComparisonSettings = ComparisonSettings()
+
+    @field_validator("judge")
+    @classmethod
+    def _judge(cls, value: str) -> str:
+        return check_reward_name(value)
