@@ -244,6 +244,9 @@ class ComputeSettings(Section):
         default="auto", description="torch threads of a job; auto: the cores, shared by the jobs that run side by side"
     )
     gpus: int = Field(default=0, ge=0, description="GPUs that a job asks the scheduler for")
+    processes: int = Field(
+        default=1, ge=1, description="of one training, which share each step's pairs; on GPUs each takes one"
+    )
     memory_mb: int = Field(
         default=4000, ge=300, description="of a job that holds the model; a training that would need more recomputes"
     )
