@@ -28,7 +28,7 @@ from mallowspo.experiments import (
     settings_schema,
     validate,
 )
-from mallowspo.files import write_text
+from mallowspo.files import write_json, write_text
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.methods import METHODS
 from mallowspo.provenance import STAGE_MODULES
@@ -208,6 +208,12 @@ def score(
     _known(method, settings, REFERENCE)
     _stage("score").run(settings.stage_view("score"), layout, folder, method, seed, settings.compute.device)
 
+    if settings.compute.processes > 1:
+        from mallowspo.launch import launch, was_launched
+
+        if not was_launched():
+            launch(sys.argv[1:], settings.compute.processes, settings.compute.device)
+            return
 
 @app.command()
 def alpaca(
@@ -395,7 +401,11 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        typer.echo(f"mallowspo: {error}", err=True)
+        launcher = os.environ.get("TORCHELASTIC_ERROR_FILE")
+        if launcher:  # of several processes' errors it tells one
+            write_json(launcher, {"message": str(error)})
+        else:
+            typer.echo(f"mallowspo: {error}", err=True)
         sys.exit(2)
     except OSError as error:
         if error.errno != errno.ENOSPC:

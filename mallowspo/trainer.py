@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from mallowspo.errors import InputError
 from mallowspo.examples import Examples
@@ -16,6 +16,7 @@ from mallowspo.files import write_text
 from mallowspo.metrics import MetricsFile, StepMetrics
 from mallowspo.objectives import Objective, PairLosses, PairScores, join
 from mallowspo.packing import Batch
+from mallowspo.processes import Processes
 from mallowspo.scoring import Scorer
 from mallowspo.signals import Signals
 
@@ -26,8 +27,8 @@ FROM_TABLES = ("reference_chosen", "reference_rejected", "weight", "prompt_perpl
 class PreferenceTrainer(Trainer):
     """transformers.Trainer with the loss of a pair, averaged over the pairs of an optimizer step.
 
-    Its batches are optimizer steps: the pairs of a step are the same for every method and every memory, and come in
-    parts that fit (`Examples.collate`).
+    Its batches are optimizer steps: the pairs of a step are the same for every method, every memory and every number
+    of processes, and each process gets its own in parts that fit (`Examples.collate`).
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class PreferenceTrainer(Trainer):
         model_folder: Path,
         scorer: Scorer,
         metrics: MetricsFile,
+        processes: Processes,
         live: Any = None,
         **kwargs: Any,
     ):
@@ -48,25 +50,30 @@ class PreferenceTrainer(Trainer):
         self.signals = Signals(self.objective.row, self.objective.options, self.scorer, model_folder)
         self.add_callback(ObjectiveState(self.objective))
         self.add_callback(MarkWhole())
+        if not processes.first:  # one progress bar is enough
+            self.remove_callback(ProgressCallback)
+            self.remove_callback(PrinterCallback)
         self.metrics_file = metrics
+        self.processes = processes
         self.step_metrics = StepMetrics()
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         with self.step_metrics.waiting_for_data():
             steps, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return steps, sum(len(part["index"]) for step in steps for part in step["parts"])
+        return steps, sum(step["pairs"] for step in steps)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward of one optimizer step, a part of its pairs at a time."""
+        """Forward and backward of one optimizer step, a part of its pairs at a time.
+
+        Where the loss of a pair depends on all others of the step, all parts are scored before there is a loss.
+        """
         model.train()
         parts = self.on_device(inputs)
-        if self.objective.compares_pairs and len(parts) > 1:
-            return self._step_of_compared_pairs(parts, num_items_in_batch)
+        rounds = [parts] if self.objective.compares_pairs else [[part] for part in parts]
         total = torch.zeros((), device=self.args.device)
-        for part in parts:
-            loss = self.losses(self.pair_scores(part), part["index"]).loss.sum() / num_items_in_batch
-            self.accelerator.backward(loss)
-            total += loss.detach()
+        for of_round in rounds:
+            total += self._forward_and_backward(of_round, num_items_in_batch)
+        self.processes.add_up_gradients(self.scorer.model.parameters())
         return total
 
     def on_device(self, inputs: Any) -> list[dict[str, Tensor]]:
@@ -74,34 +81,54 @@ class PreferenceTrainer(Trainer):
         parts: Any = self._prepare_inputs(inputs)["parts"]
         return list(parts)
 
-    def _step_of_compared_pairs(self, parts: list[dict[str, Tensor]], pairs: int) -> Tensor:
-        """The same where a pair's loss depends on all others of the step: they are scored first without gradient, and
-        once more, part by part, to carry the slope of each log-probability back."""
-        with torch.no_grad():
+    def _forward_and_backward(self, parts: list[dict[str, Tensor]], pairs: int) -> Tensor:
+        """The loss of these parts' pairs, here and in the other processes, over the number of pairs of the step.
+
+        It is a function of log-probabilities, computed in every process from those of all; its slope goes back into
+        the policy where each was scored. Of several parts no graph is kept: they are scored once more, one by one.
+        """
+        several = len(parts) > 1
+        with torch.set_grad_enabled(not several):
             scored = [self.pair_scores(part) for part in parts]
-        joined = join(scored)
-        sides = (joined.chosen_logp.requires_grad_(), joined.rejected_logp.requires_grad_())
-        loss = self.losses(joined, torch.cat([part["index"] for part in parts])).loss.sum() / pairs
-        self.accelerator.backward(loss)
-        sizes = [len(part["index"]) for part in parts]
-        slopes = zip(*(_slope(side).split(sizes) for side in sides), strict=True)
-        for part, slope in zip(parts, slopes, strict=True):
-            self.accelerator.backward(self.scorer(_rows(part)).logp @ torch.cat(slope))
+        together, index, place = self.of_all_processes(parts, scored)
+        sides = (together.chosen_logp.requires_grad_(), together.rejected_logp.requires_grad_())
+        loss = self.losses(together, index).loss.sum() / pairs
+        loss.backward()
+        for part, scores in zip(parts, scored, strict=True):
+            again = self.pair_scores(part) if several else scores
+            own = torch.searchsorted(place, part["place"])
+            torch.autograd.backward((again.chosen_logp, again.rejected_logp), [_slope(side)[own] for side in sides])
         return loss.detach()
 
+    def of_all_processes(
+        self, parts: list[dict[str, Tensor]], scored: list[PairScores]
+    ) -> tuple[PairScores, Tensor, Tensor]:
+        """Scores of these parts' pairs and of those of the other processes, without gradient, in the step's order.
+
+        Returns:
+            scores; positions of the pairs in the examples; places in the step, ascending. All (B,).
+        """
+        index, place = (self.processes.gather(torch.cat([part[name] for part in parts])) for name in ("index", "place"))
+        order = place.argsort()
+        values = {name: value for name, value in vars(join(scored)).items() if value is not None}
+        together = PairScores(**{name: self.processes.gather(value)[order] for name, value in values.items()})
+        return together, index[order], place[order]
+
     def pair_scores(self, part: dict[str, Tensor]) -> PairScores:
-        """What the objective reads of a part's pairs."""
-        batch = _rows(part)
+        """What the objective reads of those of a part's pairs that count."""
+        batch, counted = _rows(part), len(part["place"])
         scores = self.scorer(batch, **self.signals.wanted)
-        (chosen, rejected), (chosen_tokens, rejected_tokens) = scores.logp.chunk(2), scores.tokens.chunk(2)
-        return PairScores(
-            chosen_logp=chosen,
-            rejected_logp=rejected,
-            chosen_tokens=chosen_tokens,
-            rejected_tokens=rejected_tokens,
-            **{key: part[key] for key in FROM_TABLES},
+        chosen_logp, rejected_logp = scores.logp.chunk(2)
+        chosen_tokens, rejected_tokens = scores.tokens.chunk(2)
+        found = {
+            "chosen_logp": chosen_logp,
+            "rejected_logp": rejected_logp,
+            "chosen_tokens": chosen_tokens,
+            "rejected_tokens": rejected_tokens,
             **self.signals(batch, scores),
-        )
+        }
+        of_tables = {name: part[name] for name in FROM_TABLES}
+        return PairScores(**of_tables, **{name: values[:counted] for name, values in found.items()})
 
     def losses(self, pairs: PairScores, indices: Tensor) -> PairLosses:
         """Losses of a batch; its metrics are added to the step's.
@@ -153,7 +180,8 @@ class PreferenceTrainer(Trainer):
         if "grad_norm" not in logs:  # the closing summary is no step
             return
         row = self.step_metrics.row(self.state.global_step, float(self.state.epoch or 0), logs)
-        self.metrics_file.append(row)
+        if self.processes.first:
+            self.metrics_file.append(row)
         if self.live:
             self.live.update(row)
         self.step_metrics = StepMetrics()

@@ -35,8 +35,8 @@ from mallowspo.memory import MemoryPlan
 from mallowspo.methods import METHODS
 from mallowspo.metrics import MetricsFile, StepMetrics
 from mallowspo.models import load_model, load_tokenizer, resolve_device, resolve_precision
-from mallowspo.objectives import join
 from mallowspo.pairs.prepared import open_tokens
+from mallowspo.processes import Processes
 from mallowspo.provenance import code_digest, environment
 from mallowspo.scoring import Scorer
 from mallowspo.tracking import track_live
@@ -73,19 +73,25 @@ def run(
     """
     device = resolve_device(device)
     precision = resolve_precision(view.model.precision, device)
+    processes = Processes.of_environment()
     folder = layout.run(label, seed)
+    work = folder / "work"
     identity = _identity(view, method, seed, layout, model_folder, precision)
-    work = _open_work(folder / "work", identity)
+    examples = load_examples(view, method, layout, processes.share)
+    arguments = _arguments(view.training, work, seed, device, len(examples), processes)
+    processes.connect(device)
+    checkpoint = processes.from_first(lambda: last_checkpoint(_open_work(work, identity)))
     set_seed(seed)
-    examples = load_examples(view, method, layout)
     model = _policy(model_folder, device, view.training, seed)
     sizes = _sizes(model)
     scorer = Scorer(model, precision)
-    fitted = _fit(scorer, examples, view.training, memory.available(device, memory_mb))
+    budget = memory.available(device, memory_mb) // (processes.count if device == "cpu" else 1)
+    fitted = _fit(scorer, examples, view.training, budget)
     metrics = MetricsFile(work / "metrics.jsonl")
+    live = live_store if processes.first else None
     trainer = PreferenceTrainer(
         model=model,
-        args=_arguments(view.training, work, seed, device, len(examples)),
+        args=arguments,
         train_dataset=examples,
         data_collator=examples.collate,
         method=method,
@@ -93,20 +99,14 @@ def run(
         model_folder=model_folder,
         scorer=scorer,
         metrics=metrics,
-        live=track_live(layout, label, seed, identity["digest"], live_store) if live_store else None,
+        processes=processes,
+        live=track_live(layout, label, seed, identity["digest"], live) if live else None,
     )
-    checkpoint = last_checkpoint(work)
     step0 = _step0(trainer, precision, work) if checkpoint is None else read_json(work / "step0.json")
-    if checkpoint is not None:
-        trainer.objective.load_state_dict(
-            torch.load(checkpoint / ObjectiveState.NAME, map_location=trainer.args.device)
-        )
-    metrics.keep_up_to(int(checkpoint.name.split("-")[1]) if checkpoint else 0)
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        if trainer.live:
-            trainer.live.close(timeout=30)
+    _train(trainer, checkpoint)
+    processes.leave()
+    if not processes.first:
+        return
     with whole_directory(folder / "model") as temporary:
         final = model.merge_and_unload() if view.training.lora else model
         final.save_pretrained(temporary)
@@ -116,9 +116,24 @@ def run(
     write_json(folder / "environment.json", environment(device))
     summary = _summary(identity, rows, step0, sizes, precision, metrics.resumed_from)
     summary |= {"pairs_over_budget": len(examples.over_budget), "memory": fitted._asdict()}
+    summary |= {"processes": processes.count, "pairs_per_step": view.training.pairs_per_step}
     write_json(folder / "summary.json", summary)
     write_jsonl(folder / "metrics.jsonl", rows)
     shutil.rmtree(work)
+
+
+def _train(trainer: PreferenceTrainer, checkpoint: Path | None) -> None:
+    """From the checkpoint on, if there is one."""
+    if checkpoint is not None:
+        state = torch.load(checkpoint / ObjectiveState.NAME, map_location=trainer.args.device)
+        trainer.objective.load_state_dict(state)
+    if trainer.processes.first:
+        trainer.metrics_file.keep_up_to(int(checkpoint.name.split("-")[1]) if checkpoint else 0)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        if trainer.live:
+            trainer.live.close(timeout=30)
 
 
 def _open_work(work: Path, identity: dict[str, str]) -> Path:
@@ -175,7 +190,9 @@ def _policy(model_folder: Path, device: str, training: Any, seed: int) -> Any:
     return get_peft_model(model, adapter)
 
 
-def _arguments(training: Any, work: Path, seed: int, device: str, pairs: int) -> TrainingArguments:
+def _arguments(
+    training: Any, work: Path, seed: int, device: str, pairs: int, processes: Processes
+) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(work),
         num_train_epochs=training.epochs,
@@ -189,6 +206,7 @@ def _arguments(training: Any, work: Path, seed: int, device: str, pairs: int) ->
         max_grad_norm=training.max_gradient_norm,
         logging_steps=1,
         logging_nan_inf_filter=False,
+        save_strategy="steps" if processes.first else "no",
         save_steps=training.checkpoint_every,
         save_total_limit=1,
         seed=seed,
@@ -223,8 +241,8 @@ def _step0(trainer: PreferenceTrainer, precision: str, work: Path) -> dict[str, 
     pairs = range(min(trainer.args.per_device_train_batch_size, len(examples)))
     parts = trainer.on_device(examples.collate(list(pairs)))
     with _no_gradient_in_training_mode(trainer.scorer.model):
-        scored = join([trainer.pair_scores(part) for part in parts])
-        losses = trainer.losses(scored, torch.cat([part["index"] for part in parts]))
+        scores, index, _ = trainer.of_all_processes(parts, [trainer.pair_scores(part) for part in parts])
+        losses = trainer.losses(scores, index)
     trainer.step_metrics = StepMetrics()
     largest = float(losses.margin.abs().max())
     if not largest <= STEP0_TOLERANCE[precision]:
@@ -234,7 +252,8 @@ def _step0(trainer: PreferenceTrainer, precision: str, work: Path) -> dict[str, 
             "template; delete the reference folder and run again"
         )
     result = {"step0_max_abs_margin": largest, "step0_loss": float(losses.loss.mean())}
-    write_json(work / "step0.json", result)
+    if trainer.processes.first:
+        write_json(work / "step0.json", result)
     return result
 
 

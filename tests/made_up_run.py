@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -68,3 +69,12 @@ def prepare(folder: Path, pairs: int = 12, **settings: object) -> tuple[Experime
     reference_pass.run(experiment.stage_view("reference"), layout, model_folder, "cpu")
     weights.run(experiment.stage_view("dispersion"), layout, model_folder, "cpu")
     return experiment, layout, model_folder
+
+
+def training_command(folder: Path, label: str, processes: int) -> list[str]:
+    """`mallowspo train` of what `prepare` made in the folder: seed 1, in so many processes."""
+    file = folder / "made_up.yaml"
+    compute = {"device": "cpu", "processes": processes, "memory_mb": 2000 * processes}
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"compute": compute}))
+    command = [sys.executable, "-m", "mallowspo.cli", "train", str(file), "--results", str(folder / "results")]
+    return [*command, "--method", label, "--seed", "1", "--threads", str(processes)]

@@ -4,6 +4,7 @@
 """
 
 import json
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from mallowspo import training
 from mallowspo.files import read_json, read_jsonl
 from mallowspo.metrics import TIMING, MetricsFile
 from mallowspo.scoring import Scorer
-from tests.made_up_run import prepare
+from tests.made_up_run import prepare, training_command
 
 STORED = Path(__file__).with_name("trajectories.json")
 METHODS = ("dpo", "mallows_theta", "mallows_phi")
@@ -100,6 +101,15 @@ def test_recomputed_it_has_the_same_bits(tmp_path, whole):
 @pytest.mark.parametrize("step", [1, 10, 23, 50])
 def test_interrupted_at_any_step_it_has_the_same_bits(tmp_path, monkeypatch, whole, step):
     assert trajectory(tmp_path / "run", kill_at=step, monkeypatch=monkeypatch) == whole
+
+
+def test_in_two_processes_it_is_the_same(tmp_path, whole):
+    """Each scores half of a step's pairs, in about one part."""
+    methods = {"mallows_phi": {"beta": 0.5}}
+    _, layout, _ = prepare(tmp_path, pairs=40, methods=methods, tokens_per_batch=HALF, **SETTINGS)
+    subprocess.run(training_command(tmp_path, "mallows_phi", processes=2), check=True, capture_output=True)
+    rows = read_jsonl(layout.run("mallows_phi", 1) / "metrics.jsonl")
+    assert_equal_but_for_rounding(rows, columns(whole), largest=5e-5, mean=3e-6)
 
 
 if __name__ == "__main__":
