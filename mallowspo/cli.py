@@ -173,6 +173,12 @@ def train(
     """Train one policy by one method and seed; goes on from its last checkpoint if it was killed."""
     settings, layout, folder = _open(experiment, results, threads)
     _known(method, settings)
+    if settings.compute.processes > 1:
+        from mallowspo.launch import launch, was_launched
+
+        if not was_launched():
+            launch(sys.argv[1:], settings.compute.processes, settings.compute.device)
+            return
     view = settings.stage_view("train")
     live_store = (store or _workflow(results).store) if live else None
     _stage("train").run(
@@ -208,12 +214,6 @@ def score(
     _known(method, settings, REFERENCE)
     _stage("score").run(settings.stage_view("score"), layout, folder, method, seed, settings.compute.device)
 
-    if settings.compute.processes > 1:
-        from mallowspo.launch import launch, was_launched
-
-        if not was_launched():
-            launch(sys.argv[1:], settings.compute.processes, settings.compute.device)
-            return
 
 @app.command()
 def alpaca(
