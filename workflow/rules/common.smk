@@ -100,6 +100,12 @@ def threads_beside(jobs):
     return threads
 
 
+def threads_of_training(wildcards):
+    """The same of one of the trainings, and one at least for each of its processes."""
+    processes = EXPERIMENTS[wildcards.experiment].compute.processes
+    return max(processes, threads_beside(number_of_runs)(wildcards))
+
+
 def number_of_runs(experiment):
     return len(experiment.runs())
 

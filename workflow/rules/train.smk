@@ -19,7 +19,7 @@ rule train:
         PATH.log("train-{method}-{seed}"),
     benchmark:
         PATH.benchmark("train-{method}-{seed}")
-    threads: threads_beside(number_of_runs)
+    threads: threads_of_training
     resources:
         mem_mb=memory_of,
         runtime=minutes_of,
