@@ -31,8 +31,10 @@ from mallowspo.experiments import (
 from mallowspo.files import write_json, write_text
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.methods import METHODS
+from mallowspo.plan.command import plan
+from mallowspo.plan.requests import Requests
 from mallowspo.provenance import STAGE_MODULES
-from mallowspo.settings import Experiment
+from mallowspo.settings import ComputeSettings, Experiment
 from mallowspo.shard import Shard
 from mallowspo.studies.settings import Study
 
@@ -68,15 +70,29 @@ def _stage(name: str) -> Any:
     return importlib.import_module(STAGE_MODULES[name])
 
 
-def _open(experiment: str, results: str, threads: int | None = None) -> tuple[Experiment, Layout, Path]:
-    """Settings, paths and model folder of an experiment; torch's threads set if the stage computes."""
+def _open(
+    experiment: str, results: str, threads: int | None = None, gpus: int | None = 1
+) -> tuple[Experiment, Layout, Path]:
+    """Settings, paths and model folder of an experiment; if the stage computes, its threads set and its GPUs locked.
+
+    Args:
+        gpus: that the stage uses at most; None: all that the experiment asks for.
+    """
     settings = load_comparison(experiment)
     layout = Layout(results, experiment_file(experiment).stem)
     if threads is not None:
         from mallowspo.models import use_threads
 
+        _lock_gpus(settings.compute, gpus)
         use_threads(threads or settings.compute.threads)
     return settings, layout, layout.model(settings.model.key)
+
+
+def _lock_gpus(compute: ComputeSettings, most: int | None = 1) -> None:
+    from mallowspo.devices import claim
+
+    if compute.device != "cpu":
+        claim(compute.gpus if most is None else min(compute.gpus, most))
 
 
 def _policy_folder(layout: Layout, model_folder: Path, method: str, seed: int) -> Path:
@@ -171,7 +187,7 @@ def train(
     store: Store = None,
 ) -> None:
     """Train one policy by one method and seed; goes on from its last checkpoint if it was killed."""
-    settings, layout, folder = _open(experiment, results, threads)
+    settings, layout, folder = _open(experiment, results, threads, gpus=None)
     _known(method, settings)
     if settings.compute.processes > 1:
         from mallowspo.launch import launch, was_launched
@@ -184,7 +200,7 @@ def train(
     _stage("train").run(
         view,
         *(settings.methods[method], method, seed, layout, folder),
-        *(settings.compute.device, settings.compute.memory_mb, live_store),
+        *(settings.compute.device, Requests(settings, results, 1).of("train", method).memory_mb, live_store),
     )
 
 
@@ -284,6 +300,7 @@ def study(experiment: ExperimentName, results: Results = "results", threads: Thr
     from mallowspo.studies import page
 
     settings = load_study(experiment)
+    _lock_gpus(settings.compute)
     use_threads(threads or settings.compute.threads)
     layout = Layout(results, experiment_file(experiment).stem)
     folder = layout.model(settings.model.key) if settings.model else None
@@ -357,6 +374,9 @@ def method_figures(
 
     for path in run(folder):
         typer.echo(path)
+
+
+app.command()(plan)
 
 
 @app.command()

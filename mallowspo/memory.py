@@ -4,39 +4,19 @@ Neither changes a result: what is computed again has the same bits.
 """
 
 import logging
-from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from mallowspo.output_head import KEEP, working_bytes
+from mallowspo.head_chunks import working_bytes
+from mallowspo.memory_formula import MEBIBYTE, PROCESS, USED, MemoryPlan, fit, fixed_bytes, recomputed_bytes
 from mallowspo.packing import Row, make_batch
 from mallowspo.scoring import Scorer
 
 logger = logging.getLogger(__name__)
 
-MEBIBYTE = 1 << 20
-#: Python with torch and transformers loaded, on a CPU.
-PROCESS = 700 * MEBIBYTE
-#: Share of the memory that is planned for; allocators leave gaps.
-USED = 0.9
 #: Tokens of the two trials that the cost of a token is told from.
 TRIAL = (32, 96)
-
-
-class MemoryPlan(NamedTuple):
-    """Bytes, but for the flag."""
-
-    budget: int
-    fixed: int  # weights, gradients, optimizer, the process
-    activations: int  # of the body, for the largest batch
-    head: int  # its gradient, and logits of a chunk with their slopes
-    checkpointing: bool  # keep the layers' inputs alone and compute the rest again
-    softmax_kept: int  # of the output head; what is beyond is computed again
-
-    @property
-    def total(self) -> int:
-        return self.fixed + self.activations + self.head + self.softmax_kept
 
 
 def plan(scorer: Scorer, tokens: int, budget: int) -> MemoryPlan:
@@ -44,18 +24,16 @@ def plan(scorer: Scorer, tokens: int, budget: int) -> MemoryPlan:
     fixed = _fixed(scorer.model) + (PROCESS if scorer.device.type == "cpu" else 0)
     once, each = _activations(scorer)
     head = working_bytes(scorer.vocabulary, scorer.hidden_size)
-    usable = int(budget * USED)
-    kept, recomputed = once + tokens * each, once + tokens * _recomputed(scorer.causal.config, each)
-    checkpointing = fixed + head + kept > usable
-    activations = min(kept, recomputed) if checkpointing else kept
-    room = usable - fixed - head - activations
-    if room < 0:
+    config = scorer.causal.config
+    recomputed = recomputed_bytes(max(1, int(config.num_hidden_layers)), int(config.hidden_size), each)
+    chosen = fit(fixed, once, each, recomputed, head, tokens, budget)
+    if not chosen.fits:
         logger.warning(
             "a batch of %d tokens needs about %d MiB, more than %d %% of the %d that the job has: lower "
             "training.tokens_per_batch, or raise compute.memory_mb",
-            *(tokens, (fixed + head + activations) // MEBIBYTE, 100 * USED, budget // MEBIBYTE),
+            *(tokens, chosen.total // MEBIBYTE, 100 * USED, budget // MEBIBYTE),
         )
-    return MemoryPlan(budget, fixed, activations, head, checkpointing, min(max(room, 0), KEEP))
+    return chosen
 
 
 def apply(scorer: Scorer, chosen: MemoryPlan) -> None:
@@ -73,9 +51,8 @@ def available(device: str, memory_mb: int) -> int:
 
 
 def _fixed(model: nn.Module) -> int:
-    """Weights, and for what is trained a gradient and Adam's two moments."""
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    return weights + 3 * sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    parameters = list(model.parameters())
+    return fixed_bytes(sum(p.nbytes for p in parameters), sum(p.nbytes for p in parameters if p.requires_grad))
 
 
 def _activations(scorer: Scorer) -> tuple[int, int]:
@@ -101,9 +78,3 @@ def _saved_bytes(scorer: Scorer, tokens: int) -> int:
         scores = scorer(make_batch([row]))
     del scores
     return sum(saved.values())
-
-
-def _recomputed(config: Any, each: int) -> int:
-    """The same of a token where layers are computed again: every layer's input, and one layer whole."""
-    layers = max(1, int(config.num_hidden_layers))
-    return 4 * layers * int(config.hidden_size) + each // layers

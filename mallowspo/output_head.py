@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-#: Rows of hidden states that pass the head at a time, at most: 256 x 49152 float32 logits are 50 MB.
-CHUNK = 256
-#: Bytes of softmax that the forward keeps for the backward at most; what is beyond them is computed again.
-KEEP = 1 << 30
+from mallowspo.head_chunks import CHUNK, KEEP
+
 #: A product of fewer rows than this is rounded otherwise than one of more, so that a token's score would depend on how
 #: many stand beside it.
 FEWEST_ROWS = 8
@@ -48,12 +46,6 @@ def head_scores(
         targets = pad(targets, (0, FEWEST_ROWS - count))
     logp, entropy, collision = _HeadLogProbabilities.apply(hidden, head, targets, want, products, keep)
     return logp[:count], entropy[:count], collision[:count]
-
-
-def working_bytes(vocabulary: int, hidden: int) -> int:
-    """Bytes at work at most, whatever the number of tokens: of a chunk, logits and softmax; of the head, its gradient
-    and a rounded copy."""
-    return 4 * vocabulary * (2 * CHUNK + 2 * hidden)
 
 
 def chunks(count: int) -> Iterator[slice]:

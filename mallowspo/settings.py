@@ -243,18 +243,31 @@ class ComputeSettings(Section):
     threads: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         default="auto", description="torch threads of a job; auto: the cores, shared by the jobs that run side by side"
     )
-    gpus: int = Field(default=0, ge=0, description="GPUs that a job asks the scheduler for")
+    gpus: int = Field(default=0, ge=0, description="GPUs of a training; other jobs with a model take one")
     processes: int = Field(
         default=1, ge=1, description="of one training, which share each step's pairs; on GPUs each takes one"
     )
-    memory_mb: int = Field(
-        default=4000, ge=300, description="of a job that holds the model; a training that would need more recomputes"
+    memory_mb: int | None = Field(
+        default=None,
+        ge=300,
+        description="of a job that holds the model; a training that would need more recomputes. Default: as planned",
     )
-    minutes: int = Field(default=120, ge=1, description="time limit of a job on a cluster")
+    minutes: int | None = Field(
+        default=None, ge=1, description="time limit of a job on a cluster. Default: well above what is planned"
+    )
 
     def threads_of(self, cores: int, side_by_side: int) -> int:
         """Threads of a job that may run beside others. More than its share of the cores would slow all of them."""
         return self.threads if self.threads != "auto" else max(1, cores // side_by_side)
+
+
+class ExpectedSettings(Section):
+    """Pairs that are not there yet: only `mallowspo plan` and the jobs' time limits go by it, and no result."""
+
+    train_pairs: int | None = Field(default=None, ge=1, description="before max_train cuts them")
+    test_pairs: int | None = Field(default=None, ge=1, description="before max_test cuts them")
+    prompt_tokens: float | None = Field(default=None, gt=0, description="mean; default: the most, tokens.max_prompt")
+    response_tokens: float | None = Field(default=None, gt=0, description="mean; default: the most")
 
 
 class Experiment(Section):
@@ -274,6 +287,7 @@ class Experiment(Section):
     evaluation: EvaluationSettings
     report: ReportSettings = ReportSettings()
     compute: ComputeSettings = ComputeSettings()
+    expected: ExpectedSettings = ExpectedSettings()
 
     @field_validator("methods")
     @classmethod
@@ -343,7 +357,7 @@ class Experiment(Section):
     @property
     def identity(self) -> str:
         """Digest of the resolved settings that a result depends on."""
-        return digest(self.model_dump(exclude={"title", "question", "compute", "reference"}))
+        return digest(self.model_dump(exclude={"title", "question", "compute", "expected", "reference"}))
 
 
 def _check_option(name: str, option: str, value: float | str) -> None:

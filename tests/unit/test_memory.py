@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mallowspo import memory
+from mallowspo.head_chunks import KEEP
 from mallowspo.models import load_model, make_made_up
 from mallowspo.packing import Row, make_batch
 from mallowspo.scoring import Scorer
@@ -49,10 +50,10 @@ def test_fixed_memory_is_weights_gradients_and_two_moments(scorer):
 
 def test_with_room_all_is_kept_and_without_it_is_computed_again(scorer):
     ample = memory.plan(scorer, 4000, 1 << 40)
-    assert (ample.checkpointing, ample.softmax_kept) == (False, memory.KEEP)
+    assert (ample.checkpointing, ample.softmax_kept) == (False, KEEP)
     tight = memory.plan(scorer, 4000, int((ample.fixed + ample.head + 0.7 * ample.activations) / memory.USED))
     assert tight.checkpointing and tight.activations < 0.6 * ample.activations  # one of two layers, and inputs
-    between = memory.plan(scorer, 4000, int((ample.total - memory.KEEP + 10_000) / memory.USED))
+    between = memory.plan(scorer, 4000, int((ample.total - KEEP + 10_000) / memory.USED))
     assert not between.checkpointing and 0 < between.softmax_kept <= 10_000
 
 

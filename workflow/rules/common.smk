@@ -4,6 +4,8 @@ import sys
 from mallowspo.errors import InputError
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.methods import METHODS
+from mallowspo.plan.requests import Requests
+from mallowspo.plan.retries import grown
 from mallowspo.provenance import code_digest, study_code_digest
 from mallowspo.experiments import experiment_file, load_experiment, load_workflow
 from mallowspo.studies.kinds import KINDS
@@ -24,6 +26,8 @@ MODELS = {experiment.model.key: name for name, experiment in EXPERIMENTS.items()
 # A URI from the environment may hold a password: jobs read it there. One from the settings never does.
 STORE = ["--store", WORKFLOW.tracking_uri] if WORKFLOW.tracking_uri else []
 PATH = Layout(RESULTS, "{experiment}")
+# What jobs ask for that hold a model: as `mallowspo plan` tells, or as the experiment says.
+REQUESTS = {name: Requests(experiment, RESULTS, workflow.cores or 1) for name, experiment in EXPERIMENTS.items()}
 
 
 def one_of(names):
@@ -92,7 +96,7 @@ def study_depends(wildcards):
 def threads_beside(jobs):
     """Threads of one of so many jobs that can run side by side; `jobs` is a number or a function of the experiment."""
 
-    def threads(wildcards):
+    def threads(wildcards, attempt=1, rulename=None):
         experiment = EXPERIMENTS[wildcards.experiment]
         count = jobs(experiment) if callable(jobs) else jobs
         return experiment.compute.threads_of(workflow.cores or 1, count)
@@ -114,16 +118,25 @@ def number_of_shards(experiment):
     return experiment.reference.shards
 
 
-def memory_of(wildcards):
-    return EXPERIMENTS[wildcards.experiment].compute.memory_mb
+def memory_of(wildcards, attempt, rulename):
+    return request(wildcards, attempt, rulename).memory_mb
 
 
-def minutes_of(wildcards):
-    return EXPERIMENTS[wildcards.experiment].compute.minutes
+def minutes_of(wildcards, attempt, rulename):
+    return request(wildcards, attempt, rulename).minutes
 
 
-def gpus_of(wildcards):
-    return EXPERIMENTS[wildcards.experiment].compute.gpus
+def request(wildcards, attempt, rulename):
+    """What a job asks for; at a retry more of what the one before lacked, if Slurm's log of it says so."""
+    asked = REQUESTS[wildcards.experiment].of(rulename, getattr(wildcards, "method", None))
+    logs = getattr(workflow.executor_settings, "logdir", None)
+    return grown(asked, logs, rulename, list(wildcards), attempt)
+
+
+def gpus_of(wildcards, attempt, rulename):
+    """A training takes what the experiment says, any other job with a model one."""
+    count = EXPERIMENTS[wildcards.experiment].compute.gpus
+    return count if rulename == "train" else min(count, 1)
 
 
 def pair_sources(wildcards):
@@ -164,9 +177,9 @@ def beside_the_reference_table(wildcards):
 def if_from_the_model(of_model, otherwise):
     """Threads, memory, time and GPUs are the model's only where the estimator asks it."""
 
-    def resource(wildcards):
+    def resource(wildcards, attempt, rulename):
         asked = EXPERIMENTS[wildcards.experiment].dispersion.asks_the_model
-        return of_model(wildcards) if asked else otherwise
+        return of_model(wildcards, attempt, rulename) if asked else otherwise
 
     return resource
 
@@ -210,7 +223,11 @@ def opponents(wildcards):
 def if_a_judge_is_asked(of_model, otherwise):
     """Threads, memory, time and GPUs are the model's only where the comparison does not go by rewards on file."""
 
-    def resource(wildcards):
-        return of_model(wildcards) if EXPERIMENTS[wildcards.experiment].evaluation.alpaca.judge else otherwise
+    def resource(wildcards, attempt, rulename):
+        return (
+            of_model(wildcards, attempt, rulename)
+            if EXPERIMENTS[wildcards.experiment].evaluation.alpaca.judge
+            else otherwise
+        )
 
     return resource

@@ -24,6 +24,7 @@ rule train:
         mem_mb=memory_of,
         runtime=minutes_of,
         gpu=gpus_of,
+        nodes=1,
     params:
         call=call,
         depends=stage("train"),

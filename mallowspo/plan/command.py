@@ -1,0 +1,88 @@
+"""`mallowspo plan EXPERIMENT`: what its jobs will need and cost, before anything is fetched or submitted."""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mallowspo.errors import InputError
+from mallowspo.experiments import experiment_file, load_comparison
+from mallowspo.files import write_json
+from mallowspo.layout import Layout
+from mallowspo.plan.data import expected, prepared
+from mallowspo.plan.hardware import DEVICES, USUAL_GPU, Device
+from mallowspo.plan.requests import model_folders
+from mallowspo.plan.shapes import shape_of
+from mallowspo.plan.stages import Case, stages
+from mallowspo.plan.table import as_json, told
+from mallowspo.settings import Experiment, nearest
+
+
+def plan(
+    experiment: Annotated[str, typer.Argument(help="a name in config/experiments, or a path to a .yaml file")],
+    device: Annotated[
+        str | None,
+        typer.Option(help=f"{', '.join(DEVICES)} [default: {USUAL_GPU} where compute.gpus is above 0, else cpu]"),
+    ] = None,
+    flops: Annotated[
+        float | None, typer.Option(help="peak rate in place of the device's, in model.precision: operations a second")
+    ] = None,
+    fraction: Annotated[float | None, typer.Option(min=0.01, max=1, help="share of the peak that is reached")] = None,
+    cores: Annotated[int, typer.Option(help="cores that `threads: auto` shares; 0: of this machine")] = 0,
+    model: Annotated[Path | None, typer.Option(help="folder with the config.json of a model not well known")] = None,
+    results: Annotated[str, typer.Option(help="folder of all results")] = "results",
+    json_file: Annotated[Path | None, typer.Option("--json", help="write every figure here")] = None,
+) -> None:
+    """Jobs, memory, time and cost of an experiment, before anything is fetched or submitted."""
+    from rich.console import Console
+
+    case = make_case(experiment, device, flops, fraction, cores, model, results)
+    planned = stages(case)
+    if json_file:
+        write_json(json_file, as_json(case, planned))
+    Console(width=None if sys.stdout.isatty() else 140).print(told(case, planned))
+
+
+def make_case(
+    name: str,
+    device: str | None = None,
+    flops: float | None = None,
+    fraction: float | None = None,
+    cores: int = 0,
+    model: Path | None = None,
+    results: str = "results",
+) -> Case:
+    """An experiment on a device, by the best that is known of its model and its pairs.
+
+    Raises:
+        InputError: the device, the model's size or the number of pairs is not known.
+    """
+    experiment = load_comparison(name)
+    layout = Layout(results, experiment_file(name).stem)
+    source = experiment.model.source
+    folders = [model] if model else model_folders(source, layout.model(experiment.model.key))
+    shape = shape_of(source, folders)
+    data = prepared(layout) or expected(experiment)
+    shared = cores or len(os.sched_getaffinity(0))
+    return Case(experiment, shape, data, _device(experiment, device, flops, fraction), shared)
+
+
+def _device(experiment: Experiment, name: str | None, flops: float | None, fraction: float | None) -> Device:
+    usual = USUAL_GPU if experiment.compute.gpus else "cpu"
+    if name and name not in DEVICES:
+        raise InputError(f"--device {name}: {nearest(name, DEVICES)}")
+    device = DEVICES[name or usual]
+    if flops:
+        device = faster(device, flops, experiment.model.precision)
+    return replace(device, fraction=fraction) if fraction else device
+
+
+def faster(device: Device, flops: float, precision: str) -> Device:
+    """The same device with another peak rate in `precision` (auto: bfloat16); both rates in proportion."""
+    times = flops / (device.float32 if precision == "float32" else device.bfloat16)
+    return replace(
+        device, name=f"{device.name}, --flops", bfloat16=times * device.bfloat16, float32=times * device.float32
+    )
