@@ -17,6 +17,7 @@ import typer
 from mallowspo.bench.commands import app as bench
 from mallowspo.errors import InputError
 from mallowspo.evaluation import commands
+from mallowspo.evaluation.settings import OtherPairsSettings
 from mallowspo.experiments import (
     dump_settings,
     experiment_file,
@@ -33,6 +34,7 @@ from mallowspo.layout import REFERENCE, Layout
 from mallowspo.methods import METHODS
 from mallowspo.plan.command import plan
 from mallowspo.plan.requests import Requests
+from mallowspo.policies import Policy
 from mallowspo.provenance import STAGE_MODULES
 from mallowspo.settings import ComputeSettings, Experiment
 from mallowspo.shard import Shard
@@ -56,7 +58,8 @@ app = typer.Typer(
 ExperimentName = Annotated[str, typer.Argument(help="a name in config/experiments, or a path to a .yaml file")]
 Results = Annotated[str, typer.Option(help="folder of all results")]
 Method = Annotated[str, typer.Option(help="a label under `methods` of the experiment")]
-Policy = Annotated[str, typer.Option(help=f"a label under `methods`, or '{REFERENCE}' for the untrained policy")]
+PolicyName = Annotated[str, typer.Option(help=f"a label under `methods`, or '{REFERENCE}' for the untrained policy")]
+AnyPolicy = Annotated[str, typer.Option(help=f"the same, or at another temperature: {REFERENCE}@temperature=0.7")]
 Seed = Annotated[int, typer.Option(help="training seed (0 for the untrained policy)")]
 Split = Annotated[str, typer.Option(help="train or test")]
 Store = Annotated[str | None, typer.Option(help="MLflow tracking URI; default: what config/config.yaml says")]
@@ -95,8 +98,11 @@ def _lock_gpus(compute: ComputeSettings, most: int | None = 1) -> None:
         claim(compute.gpus if most is None else min(compute.gpus, most))
 
 
-def _policy_folder(layout: Layout, model_folder: Path, method: str, seed: int) -> Path:
-    return model_folder if method == REFERENCE else layout.run(method, seed) / "model"
+def _policy(name: str, settings: Experiment, layout: Layout, model_folder: Path, seed: int) -> tuple[Policy, Path]:
+    """A policy by its name, and its folder."""
+    policy = Policy.parse(name)
+    _known(policy.label, settings, REFERENCE)
+    return policy, model_folder if policy.label == REFERENCE else layout.run(policy.label, seed) / "model"
 
 
 @app.command()
@@ -176,6 +182,19 @@ def dispersion(
     typer.echo("\n".join(run(Request(model, pairs, **given), Path(out or "dispersion"), results)))
 
 
+@app.command("other-pairs")
+def other_pairs(
+    experiment: ExperimentName,
+    name: Annotated[str, typer.Option("--set", help="a name under evaluation.other_pairs")],
+    results: Results = "results",
+    threads: Threads = 0,
+) -> None:
+    """Read, check and tokenize a further set of pairs, and score it once with the reference policy."""
+    settings, layout, folder = _open(experiment, results, threads)
+    chosen, view = _other_pairs(name, settings), settings.stage_view("other-pairs")
+    _stage("other-pairs").run(view, chosen, layout.other_pairs(name), folder, settings.compute.device)
+
+
 @app.command()
 def train(
     experiment: ExperimentName,
@@ -207,7 +226,7 @@ def train(
 @app.command()
 def generate(
     experiment: ExperimentName,
-    method: Policy,
+    method: AnyPolicy,
     seed: Seed = 0,
     results: Results = "results",
     threads: Threads = 0,
@@ -215,20 +234,32 @@ def generate(
 ) -> None:
     """Sample a policy's answers to the test prompts; goes on where it was killed."""
     settings, layout, folder = _open(experiment, results, threads)
-    _known(method, settings, REFERENCE)
-    policy = _policy_folder(layout, folder, method, seed)
+    policy, policy_folder = _policy(method, settings, layout, folder, seed)
     part = Shard.parse(shard) if shard else None
-    _stage("generate").run(settings.stage_view("generate"), layout, policy, method, seed, settings.compute.device, part)
+    view = settings.stage_view("generate")
+    if policy.temperature is not None:
+        view.generation = view.generation.model_copy(update={"temperature": policy.temperature})
+    _stage("generate").run(view, layout, policy_folder, method, seed, settings.compute.device, part)
 
 
 @app.command()
 def score(
-    experiment: ExperimentName, method: Policy, seed: Seed = 0, results: Results = "results", threads: Threads = 0
+    experiment: ExperimentName,
+    method: AnyPolicy,
+    seed: Seed = 0,
+    results: Results = "results",
+    threads: Threads = 0,
+    pairs: Annotated[str | None, typer.Option(help="a set of evaluation.other_pairs: its pairs alone")] = None,
 ) -> None:
     """Reward and KL to the reference of each answer; implicit reward of each held-out pair."""
     settings, layout, folder = _open(experiment, results, threads)
-    _known(method, settings, REFERENCE)
-    _stage("score").run(settings.stage_view("score"), layout, folder, method, seed, settings.compute.device)
+    _, policy_folder = _policy(method, settings, layout, folder, seed)
+    view, device = settings.stage_view("score"), settings.compute.device
+    if pairs:
+        _other_pairs(pairs, settings)
+        _stage("score").run_pairs(view, layout.other_pairs(pairs), policy_folder, method, seed, device)
+    else:
+        _stage("score").run(view, layout, folder, policy_folder, method, seed, device)
 
 
 @app.command()
@@ -246,7 +277,7 @@ def alpaca(
 @app.command("lm-eval")
 def lm_eval(
     experiment: ExperimentName,
-    method: Policy,
+    method: PolicyName,
     seed: Seed = 0,
     results: Results = "results",
     threads: Threads = 0,
@@ -255,7 +286,7 @@ def lm_eval(
     """Tasks of lm-evaluation-harness, with standard errors; goes on with the next task where it was killed."""
     settings, layout, folder = _open(experiment, results, threads)
     _known(method, settings, REFERENCE)
-    policy = _policy_folder(layout, folder, method, seed)
+    _, policy = _policy(method, settings, layout, folder, seed)
     part = Shard.parse(shard) if shard else None
     view = settings.stage_view("lm-eval")
     _stage("lm-eval").run(view, layout, policy, method, seed, settings.compute.device, shard=part)
@@ -415,6 +446,13 @@ def _workflow(results: str) -> Any:
 def main() -> None:
     """Run a command; bad input ends with its one line and status 2."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+def _other_pairs(name: str, settings: Experiment) -> OtherPairsSettings:
+    sets = settings.evaluation.other_pairs
+    if name not in sets:
+        raise InputError(f"'{name}' is no set under evaluation.other_pairs; there are: {', '.join(sets) or 'none'}")
+    return sets[name]
+
+
     for noisy in ("httpx", "httpx2", "absl", "urllib3", "filelock", "fontTools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -4,34 +4,64 @@ A run that lacks one, or holds a value that is not finite, stops the stage with 
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mallowspo.errors import InputError
 from mallowspo.evaluation.displacement import CHANGES, CHOSEN_FELL, chosen_fell
-from mallowspo.files import read_parquet
+from mallowspo.evaluation.lm_groups import Groups, with_groups
+from mallowspo.files import read_json, read_parquet
 from mallowspo.layout import REFERENCE, Layout
+from mallowspo.metric_names import against, on
 
 #: metric -> label -> table with one row a unit (prompt or benchmark item) and one column a seed.
 Values = dict[str, dict[str, pd.DataFrame]]
+Run = tuple[str, int]
+AGAINST = "alpaca_against.parquet"
 
 
-def read_values(layout: Layout, methods: list[str], seeds: list[int], with_tasks: bool) -> Values:
+def read_values(view: Any, layout: Layout) -> Values:
     """Every metric of every run, averaged over the answers (or pairs) to a prompt.
+
+    Args:
+        view: .methods, .seeds, and of .evaluation: .comparison, .lm_eval, .alpaca.against, .other_pairs.
 
     Returns:
         metric -> label -> table: index prompt_id (doc_id for a benchmark), one column a seed, all tables of a metric
-        with the same index in the same order.
+        with the same index in the same order. Names of metrics: `mallowspo.metric_names`.
     """
-    runs = [(label, seed) for label in methods for seed in seeds]
+    evaluation = view.evaluation
+    runs = [(label, seed) for label in view.methods for seed in view.seeds]
     everyone = [(REFERENCE, 0), *runs]
-    values = _read(layout, everyone, "score.parquet", _score)
+    values = read_scores(layout, everyone)
     values |= _read(layout, runs, "pairs.parquet", _pairs)
     values |= _read(layout, runs, "alpaca.parquet", _alpaca)
-    if with_tasks:
-        values |= _read(layout, everyone, "lm_eval.parquet", _lm_eval)
+    values |= _read_against(layout, runs, evaluation.comparison.baseline, evaluation.alpaca.against)
+    for name in evaluation.other_pairs:
+        values |= _read(layout.other_pairs(name), runs, "pairs.parquet", partial(_other_pairs, name))
+    if evaluation.lm_eval is not None:
+        groups = read_json(layout.scores(REFERENCE, 0) / "lm_eval.json").get("groups", {})
+        values |= _read(layout, everyone, "lm_eval.parquet", partial(_lm_eval, groups))
+    return values
+
+
+def read_scores(layout: Layout, runs: list[Run]) -> Values:
+    """What the score stage says of the runs' answers."""
+    return _read(layout, runs, "score.parquet", _score)
+
+
+def _read_against(layout: Layout, runs: list[Run], baseline: str, opponents: list[str]) -> Values:
+    """Win rates against the baseline, which the baseline itself has not, and against published outputs."""
+    challengers = [run for run in runs if run[0] != baseline]
+    values: Values = {}
+    if "baseline" in opponents and challengers:
+        values |= _read(layout, challengers, AGAINST, lambda table: _alpaca(table[table["against"] == baseline]))
+    if set(opponents) - {"baseline"}:
+        values |= _read(layout, runs, AGAINST, lambda table: _alpaca(table[table["against"] != baseline]))
     return values
 
 
@@ -45,7 +75,17 @@ def _score(table: pd.DataFrame) -> pd.DataFrame:
 
 def _alpaca(table: pd.DataFrame) -> pd.DataFrame:
     key = table["prompt_id"] + " answer " + table["answer_index"].astype(str)
-    return _rows(table["metric"].replace("win", "win_rate"), key, table["prompt_id"], table["value"])
+    metric = table["metric"].replace("win", "win_rate")
+    if "against" in table:
+        metric = pd.Series([against(*names) for names in zip(metric, table["against"], strict=True)], table.index, str)
+    return _rows(metric, key, table["prompt_id"], table["value"])
+
+
+def _other_pairs(name: str, table: pd.DataFrame) -> pd.DataFrame:
+    """How often right and by how much; what the log-probabilities did is looked at on the held-out pairs."""
+    rows = _pairs(table)
+    rows = rows[rows["metric"].isin(["accuracy", "margin"])]
+    return rows.assign(metric=[on(metric, name) for metric in rows["metric"]])
 
 
 def _pairs(table: pd.DataFrame) -> pd.DataFrame:
@@ -58,9 +98,9 @@ def _pairs(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts)
 
 
-def _lm_eval(table: pd.DataFrame) -> pd.DataFrame:
-    item = table["doc_id"].astype(str)
-    return _rows(table["task"] + "/" + table["metric"], item, item, table["value"])
+def _lm_eval(groups: Groups, table: pd.DataFrame) -> pd.DataFrame:
+    rows = with_groups(table, groups)
+    return _rows(rows["name"], rows["item"], rows["item"], rows["value"])
 
 
 def _rows(metric: pd.Series, key: pd.Series, unit: pd.Series, value: pd.Series) -> pd.DataFrame:
@@ -69,7 +109,7 @@ def _rows(metric: pd.Series, key: pd.Series, unit: pd.Series, value: pd.Series) 
 
 def _read(
     layout: Layout,
-    runs: list[tuple[str, int]],
+    runs: list[Run],
     file: str,
     reader: Callable[[pd.DataFrame], pd.DataFrame],
 ) -> Values:

@@ -68,6 +68,10 @@ class Layout:
     def reference_summary(self) -> Path:
         return self.root / "reference" / "reference.json"
 
+    def other_pairs(self, name: str) -> "Layout":
+        """Of a further set of pairs: laid out like an experiment whose pairs all are test pairs."""
+        return Layout(self.results, f"{self.experiment}/other_pairs/{name}")
+
     @property
     def dispersion(self) -> Path:
         return self.root / "dispersion.parquet"
@@ -97,6 +101,11 @@ class Layout:
         return self.root / "frontier.parquet"
 
     @property
+    def variants(self) -> Path:
+        """Policies at other temperatures."""
+        return self.root / "variants.parquet"
+
+    @property
     def comparison(self) -> Path:
         return self.root / "comparison.parquet"
 
@@ -107,7 +116,7 @@ class Layout:
 
     @property
     def accuracy_by_group(self) -> Path:
-        """Held-out pairs by source, length and dispersion."""
+        """Held-out and other pairs by source, length and dispersion."""
         return self.root / "accuracy_by_group.parquet"
 
     @property

@@ -21,6 +21,7 @@ STAGE_MODULES = {
     "tokens": "mallowspo.pairs.prepared",
     "reference": "mallowspo.reference_pass",
     "dispersion": "mallowspo.weights",
+    "other-pairs": "mallowspo.evaluation.other_pairs",
     "train": "mallowspo.training",
     "generate": "mallowspo.evaluation.answers",
     "score": "mallowspo.evaluation.score",

@@ -9,6 +9,7 @@ same part write the same file. Parts may be deleted whenever no pass runs: table
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mallowspo.files import content_digest, digest, read_json, read_parquet, wri
 from mallowspo.layout import Layout
 from mallowspo.models import load_model, resolve_device, resolve_precision
 from mallowspo.pairs.prepared import PreparedPairs, open_tokens
+from mallowspo.pairs.split import SPLITS
 from mallowspo.provenance import code_digest
 from mallowspo.reference import not_finite, score_table
 from mallowspo.scoring import Scorer
@@ -28,7 +30,6 @@ from mallowspo.shard import Shard
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "test")
 PAIRS_PER_PART = 256
 #: Beside the parts: what their numbers depend on, and the vocabulary.
 ORIGIN = "origin.json"
@@ -47,7 +48,14 @@ class Part:
         return self.file.exists() and (self.file.parent / ORIGIN).exists()
 
 
-def run(view: Any, layout: Layout, model_folder: Path, device: str, shard: Shard | None = None) -> None:
+def run(
+    view: Any,
+    layout: Layout,
+    model_folder: Path,
+    device: str,
+    shard: Shard | None = None,
+    splits: Sequence[str] = SPLITS,
+) -> None:
     """Compute the parts that are missing, of all or of a shard; without a shard, put the tables together.
 
     Raises:
@@ -55,11 +63,11 @@ def run(view: Any, layout: Layout, model_folder: Path, device: str, shard: Shard
     """
     device = resolve_device(device)
     precision = resolve_precision(view.model.precision, device)
-    pairs = {split: open_tokens(layout.tokens(split)) for split in SPLITS}
+    pairs = {split: open_tokens(layout.tokens(split)) for split in splits}
     origin = _origin(model_folder, precision, device)
-    folders = {split: layout.reference_parts(_key(origin, pairs[split])) for split in SPLITS}
-    parts = {split: _parts(pairs[split], folders[split]) for split in SPLITS}
-    share = [part for split in SPLITS for part in parts[split]]
+    folders = {split: layout.reference_parts(_key(origin, pairs[split])) for split in splits}
+    parts = {split: _parts(pairs[split], folders[split]) for split in splits}
+    share = [part for split in splits for part in parts[split]]
     share = list(shard.of(share)) if shard else share
     missing = [part for part in share if not part.is_there]
     logger.info("%d of %d parts of the reference pass are there already", len(share) - len(missing), len(share))
@@ -74,7 +82,7 @@ def run(view: Any, layout: Layout, model_folder: Path, device: str, shard: Shard
     if shard:
         write_json(layout.reference_shard(shard.number, shard.count), {"parts": [str(part.file) for part in share]})
         return
-    _assemble(layout, parts, read_json(folders["train"] / ORIGIN), long)
+    _assemble(layout, parts, read_json(folders[splits[0]] / ORIGIN), long)
 
 
 def _origin(model_folder: Path, precision: str, device: str) -> dict[str, Any]:
@@ -126,12 +134,12 @@ def _assemble(layout: Layout, parts: dict[str, list[Part]], origin: dict[str, An
     summary = {name: origin[name] for name in ("vocabulary", "precision", "device")}
     summary["tokenizer_vocabulary"] = tokens["tokenizer_vocabulary"]
     summary["longer_than_a_batch"] = long
-    for split in SPLITS:
-        table = pd.concat([read_parquet(part.file) for part in parts[split]], ignore_index=True)
+    for split, scored in parts.items():
+        table = pd.concat([read_parquet(part.file) for part in scored], ignore_index=True)
         write_parquet(layout.reference(split), table)
         summary[split] = {
             "pairs": len(table),
             "tokens": int(table["chosen_tokens"].sum() + table["rejected_tokens"].sum()),
-            "parts": str(parts[split][0].file.parent),
+            "parts": str(scored[0].file.parent),
         }
     write_json(layout.reference_summary, summary)

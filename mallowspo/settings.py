@@ -17,6 +17,7 @@ from mallowspo.files import digest
 from mallowspo.judges.names import check_reward_name
 from mallowspo.layout import REFERENCE
 from mallowspo.methods import CHOICES, METHODS
+from mallowspo.policies import Policy
 from mallowspo.sections import LABEL, Section, nearest
 
 MODEL_SOURCE = r"^(hub:[^@\s]+@[^\s]+|path:.+|pypi:[A-Za-z0-9_.-]+==[^!\s]+!.+|made_up:[a-z0-9_]+)$"
@@ -325,11 +326,18 @@ class Experiment(Section):
             )
         if self.evaluation.kl_answers > self.generation.answers:
             raise ValueError("evaluation.kl_answers may not exceed generation.answers")
+        if self.generation.temperature in self.evaluation.temperatures:
+            raise ValueError("generation.temperature is evaluated anyway; remove it from evaluation.temperatures")
         return self
 
     def runs(self) -> list[tuple[str, int]]:
         """Every (label, seed) to train."""
         return [(label, seed) for label in self.methods for seed in self.seeds]
+
+    def variants(self) -> list[tuple[str, int]]:
+        """Every (policy, seed) that answers at another temperature than the compared ones (`mallowspo.policies`)."""
+        everyone = [(REFERENCE, 0), *self.runs()]
+        return [(Policy(label, t).name, seed) for t in self.evaluation.temperatures for label, seed in everyone]
 
     def task_files(self) -> list[str]:
         """Local files behind the lm-eval tasks."""
@@ -349,10 +357,11 @@ class Experiment(Section):
         return _view(self, STAGE_READS[stage])
 
     def stage_digest(self, stage: str, label: str | None = None) -> str:
-        """Digest of what `stage` reads; with a label, of that method's settings too."""
+        """Digest of what `stage` reads; with a label, of that method's or that set of other pairs' settings too."""
         read = [_jsonable(_dotted(self, key)) for key in STAGE_READS[stage] if key not in CHANGES_NOTHING]
-        method = self.methods[label].model_dump() if label in self.methods else None
-        return digest([stage, read, method])
+        labelled: dict[str, Any] = {**(self.evaluation.other_pairs if stage == "other-pairs" else self.methods)}
+        own = labelled[label].model_dump() if label in labelled else None
+        return digest([stage, read, own])
 
     @property
     def identity(self) -> str:
@@ -377,12 +386,16 @@ STAGE_READS: dict[str, tuple[str, ...]] = {
     "tokens": ("tokens",),
     "reference": ("model.precision", "reference.tokens_per_batch"),
     "dispersion": ("model.precision", "tokens", "reference.tokens_per_batch", "dispersion"),
+    "other-pairs": ("model.precision", "tokens", "reference.tokens_per_batch"),
     "train": ("model.precision", "tokens", "training"),
     "generate": ("model.precision", "tokens", "generation"),
     "score": ("model.precision", "tokens", "reference.tokens_per_batch", "evaluation.judge", "evaluation.kl_answers"),
     "alpaca": ("evaluation.judge", "evaluation.alpaca", "evaluation.comparison.baseline"),
     "lm-eval": ("model.precision", "evaluation.lm_eval"),
-    "compare": ("methods", "seeds", "evaluation.comparison", "evaluation.lm_eval"),
+    "compare": (
+        *("methods", "seeds", "generation.temperature", "evaluation.comparison", "evaluation.lm_eval"),
+        *("evaluation.alpaca.against", "evaluation.other_pairs", "evaluation.temperatures"),
+    ),
     "report": ("title", "question", "report", "methods", "seeds", "evaluation"),
     "track": ("title",),
 }

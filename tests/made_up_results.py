@@ -17,6 +17,7 @@ from mallowspo.evaluation.kl import low_variance_kl
 from mallowspo.experiments import dump_settings
 from mallowspo.files import digest, write_json, write_jsonl, write_parquet, write_text
 from mallowspo.layout import REFERENCE, Layout
+from mallowspo.policies import Policy
 from mallowspo.settings import Experiment
 
 HOSTILE = "<script>document.title = 'taken over'</script><img src=x onerror=alert(1)> {{ 7 * 7 }} & déjà vu 測試 \x00"
@@ -37,8 +38,14 @@ class MadeUp:
         return dump_settings(self.experiment)
 
 
-def settings(methods: tuple[str, ...], seeds: tuple[int, ...], lm_eval: bool) -> Experiment:
-    """Settings of the made-up experiment; labels outside METHODS are DPO under another beta."""
+def settings(
+    methods: tuple[str, ...], seeds: tuple[int, ...], lm_eval: bool, evaluation: dict[str, Any] | None = None
+) -> Experiment:
+    """Settings of the made-up experiment; labels outside METHODS are DPO under another beta.
+
+    Args:
+        evaluation: further settings of that section.
+    """
     known = ("dpo", "mallows_theta", "mallows_phi")
     return Experiment.model_validate(
         {
@@ -57,6 +64,7 @@ def settings(methods: tuple[str, ...], seeds: tuple[int, ...], lm_eval: bool) ->
                 "kl_answers": 1,
                 "lm_eval": {"tasks": [TASK]} if lm_eval else None,
                 "comparison": {"baseline": methods[0], "resamples": 1999},
+                **(evaluation or {}),
             },
             "report": {"examples": 2},
         }
@@ -70,9 +78,13 @@ def write(
     lm_eval: bool = True,
     prompts: int = 12,
     steps: int = 20,
+    evaluation: dict[str, Any] | None = None,
 ) -> MadeUp:
-    """Write every file that the stages before "compare" leave behind."""
-    made = MadeUp(Layout(str(results), "made_up"), settings(methods, seeds, lm_eval))
+    """Write every file that the stages before "compare" leave behind.
+
+    Every other set of pairs holds the held-out ones. At other temperatures the rewards are shifted by 1 - temperature.
+    """
+    made = MadeUp(Layout(str(results), "made_up"), settings(methods, seeds, lm_eval, evaluation))
     generator = np.random.default_rng(0)
     write_text(made.layout.settings, made.settings_text)
     pairs = _pairs(made.layout, generator, prompts)
@@ -80,13 +92,15 @@ def write(
     test = pairs[pairs["split"] == "test"]
     for method, seed in [(REFERENCE, 0), *made.experiment.runs()]:
         level = LEVELS.get(method, (0.0, 0.0) if method == REFERENCE else (0.3, 1.8))
-        _samples_and_scores(made.layout, generator, test, method, seed, level)
+        _samples_and_scores(made.layout, generator, test, method, seed, level, methods[0])
         if method != REFERENCE:
             _run(made, generator, method, seed, steps)
             _pair_scores(made.layout, generator, test, method, seed, level)
         if lm_eval:
             _lm_eval(made.layout, generator, method, seed)
     _benchmarks(made)
+    _other_pairs(made, generator, test)
+    _temperatures(made)
     return made
 
 
@@ -166,6 +180,7 @@ def _samples_and_scores(
     method: str,
     seed: int,
     level: tuple[float, float],
+    baseline: str,
 ) -> None:
     answers, scores, wins = [], [], []
     ease = {prompt: position / len(test) for position, prompt in enumerate(test["prompt_id"])}
@@ -200,6 +215,9 @@ def _samples_and_scores(
     if method != REFERENCE:
         table = pd.DataFrame(wins)
         write_parquet(folder / "alpaca.parquet", table)
+        # Nothing is compared with itself.
+        against = table.assign(against=baseline, value=1 - table["value"])
+        write_parquet(folder / "alpaca_against.parquet", against if method != baseline else against.head(0))
         overall = float(table["value"].mean() * 100)
         write_json(folder / "alpaca.json", {"win_rate": overall, "versions": {"alpaca_eval": "0.6.6"}})
         write_json(folder / "judge.json", _judged(method, seed, overall, len(table)))
@@ -283,6 +301,23 @@ def _pair_scores(
     )
     moved = changes(policy, reference.reset_index())
     write_parquet(layout.scores(method, seed) / "pairs.parquet", table.join(moved))
+
+
+def _other_pairs(made: MadeUp, generator: np.random.Generator, test: pd.DataFrame) -> None:
+    for name in made.experiment.evaluation.other_pairs:
+        place = made.layout.other_pairs(name)
+        for file in ("pairs", "reference"):
+            write_parquet(getattr(place, file)("test"), pd.read_parquet(getattr(made.layout, file)("test")))
+        for method, seed in made.experiment.runs():
+            _pair_scores(place, generator, test, method, seed, LEVELS.get(method, (0.3, 1.8)))
+
+
+def _temperatures(made: MadeUp) -> None:
+    for name, seed in made.experiment.variants():
+        policy = Policy.parse(name)
+        table = pd.read_parquet(made.layout.scores(policy.label, seed) / "score.parquet")
+        shift = (table["metric"] == "reward") * (1 - (policy.temperature or 0)) * (policy.label != REFERENCE)
+        write_parquet(made.layout.scores(name, seed) / "score.parquet", table.assign(value=table["value"] + shift))
 
 
 def _lm_eval(layout: Layout, generator: np.random.Generator, method: str, seed: int) -> None:

@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 
 from mallowspo.errors import InputError
+from mallowspo.evaluation.lm_groups import groups_of
 from mallowspo.evaluation.lm_tasks import Tasks, load_tasks, set_fewshot
 from mallowspo.files import digest, read_json, write_json, write_parquet
 from mallowspo.judges.local_model import model_content
@@ -213,7 +214,7 @@ def _summary(found: Tasks, parts: Mapping[str, dict[str, Any]]) -> dict[str, Any
     return {
         "results": {name: values for name, values in metrics.items() if values},
         "items": {name: int(values["sample_len"]) for name, values in together.items() if metrics[name]},
-        "groups": {name: group.child_names for name, group in found.groups.items()},
+        "groups": groups_of(found.groups),
         "not_per_item": sorted(name for part in parts.values() for name in part["not_per_item"]),
         "versions": {"tasks": {name: part["version"] for name, part in parts.items()}, **_versions()},
     }

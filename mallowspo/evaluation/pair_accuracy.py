@@ -1,4 +1,6 @@
-"""Implicit-reward accuracy, margin and calibration on held-out pairs: in all, by source, by length, by dispersion.
+"""Implicit-reward accuracy, margin and calibration on pairs: in all, by source, by length, by dispersion.
+
+The pairs are the held-out ones, and further sets (`evaluation.other_pairs`), each by itself.
 
 The implicit reward's margin of a pair is the difference of log(pi / pi_ref) of its two responses, in nats; the policy
 is right where it is above 0. Bradley and Terry's probability that the chosen response is preferred is sigmoid(beta x
@@ -26,6 +28,8 @@ from mallowspo.layout import Layout
 
 Array = NDArray[np.float64]
 
+#: In the column `pair_set`, the pairs of the experiment itself.
+HELD_OUT = "test"
 #: In how many parts pairs are looked at by the ratio of their lengths, and by their dispersion.
 LENGTH_PARTS, DISPERSION_PARTS = 3, 5
 #: Keys of a row of the data under which data sets say where it comes from.
@@ -35,8 +39,21 @@ BINS, LEAST_IN_BIN = 10, 10
 BOOTSTRAP, SIMULATED = 1000, 200
 
 
-def of_experiment(layout: Layout, betas: Mapping[str, float], seeds: list[int], confidence: float) -> pd.DataFrame:
-    """`accuracy_by_group` of every method of an experiment, from scores/*/pairs.parquet."""
+def of_experiment(view: Any, layout: Layout) -> pd.DataFrame:
+    """`accuracy_by_group` of every method of an experiment; a first column `pair_set` says test, or another set's name.
+
+    Args:
+        view: .methods, .seeds, .evaluation.comparison.confidence, .evaluation.other_pairs.
+    """
+    places = {HELD_OUT: layout, **{name: layout.other_pairs(name) for name in view.evaluation.other_pairs}}
+    betas = {label: method.beta for label, method in view.methods.items()}
+    confidence = view.evaluation.comparison.confidence
+    parts = [_of_set(place, betas, view.seeds, confidence).assign(pair_set=name) for name, place in places.items()]
+    together = pd.concat(parts, ignore_index=True)
+    return together[["pair_set", *together.columns.drop("pair_set")]]
+
+
+def _of_set(layout: Layout, betas: Mapping[str, float], seeds: list[int], confidence: float) -> pd.DataFrame:
     margins = {}
     for label in betas:
         tables = {seed: read_parquet(layout.scores(label, seed) / "pairs.parquet") for seed in seeds}

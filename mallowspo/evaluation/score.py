@@ -19,14 +19,20 @@ from mallowspo.models import load_model, load_tokenizer, resolve_device, resolve
 from mallowspo.packing import Row
 from mallowspo.pairs.prepared import open_tokens
 from mallowspo.pairs.tokens import tokenize_prompt
+from mallowspo.policies import Policy
 from mallowspo.reference import answer_batches, look_up, score_pairs, score_rows
 from mallowspo.scoring import Scorer
 
 
-def run(view: Any, layout: Layout, model_folder: Path, method: str, seed: int, device: str) -> None:
-    """Write score.parquet, and pairs.parquet for a trained policy.
+def run(
+    view: Any, layout: Layout, model_folder: Path, policy_folder: Path, method: str, seed: int, device: str
+) -> None:
+    """Write score.parquet, and pairs.parquet for a trained policy as it is compared.
 
     `mallowspo.evaluation.kl` says what the estimators of the KL to the reference are.
+
+    Args:
+        method: as in `mallowspo.policies`.
     """
     device = resolve_device(device)
     precision = resolve_precision(view.model.precision, device)
@@ -35,13 +41,15 @@ def run(view: Any, layout: Layout, model_folder: Path, method: str, seed: int, d
     answers["reward"] = judge_answers(judge, answers["instruction"].tolist(), answers["output"].tolist())
     answers = answers.join(signs(answers))
     measured = answers[answers["answer_index"] < view.evaluation.kl_answers].reset_index(drop=True)
-    if method == REFERENCE:
+    name = Policy.parse(method)
+    if name.label == REFERENCE:
         measured = measured.assign(**dict.fromkeys(ESTIMATORS, 0.0))
     else:
-        policy = Scorer(load_model(layout.run(method, seed) / "model", device), precision)
+        policy = Scorer(load_model(policy_folder, device), precision)
         rows = _rows(measured, layout, model_folder, view)
         log_policy = _score_rows(policy, rows, view.reference.tokens_per_batch)
-        _write_pairs(policy, view, layout, method, seed)
+        if name.is_compared:
+            _write_pairs(policy, view, layout, method, seed)
         del policy  # one model in memory at a time
         reference = Scorer(load_model(model_folder, device), precision)
         measured = measured.join(kl_columns(log_policy, _score_rows(reference, rows, view.reference.tokens_per_batch)))
@@ -49,6 +57,13 @@ def run(view: Any, layout: Layout, model_folder: Path, method: str, seed: int, d
     parts = [_long(answers, metric, judge if metric == "reward" else "") for metric in metrics]
     parts += [_long(measured, metric, "") for metric in ESTIMATORS]
     write_parquet(layout.scores(method, seed) / "score.parquet", pd.concat(parts, ignore_index=True))
+
+
+def run_pairs(view: Any, layout: Layout, policy_folder: Path, method: str, seed: int, device: str) -> None:
+    """Write pairs.parquet of a further set of pairs alone; `layout` is the set's."""
+    device = resolve_device(device)
+    policy = Scorer(load_model(policy_folder, device), resolve_precision(view.model.precision, device))
+    _write_pairs(policy, view, layout, method, seed)
 
 
 def _long(answers: pd.DataFrame, metric: str, judge: str) -> pd.DataFrame:

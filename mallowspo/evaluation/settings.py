@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from mallowspo.judges.names import check_judge_name, check_reward_name
 from mallowspo.judges.settings import JudgeSettings
-from mallowspo.sections import Section
+from mallowspo.sections import LABEL, Section
 
 
 class LocalTaskData(Section):
@@ -41,6 +41,21 @@ class ComparisonSettings(Section):
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     resamples: int = Field(default=9999, ge=99)
     seed: int = 0
+    share_margin: float = Field(default=0.02, gt=0, description="smaller differences of a share count as none")
+    standard_margin: float = Field(
+        default=0.1, gt=0, description="the same of anything else, in the baseline's standard deviations over prompts"
+    )
+
+
+class OtherPairsSettings(Section):
+    """A set of pairs on which no policy was trained: may come from elsewhere than the held-out ones."""
+
+    source: str = Field(pattern=r"^(hub:[^@\s]+@[^\s]+|path:.+)$", description="hub:ID@REVISION or path:FILE")
+    hub_split: str = "test"
+    hub_data_dir: str | None = Field(default=None, description="folder inside the hub data set; default: all of it")
+    max_pairs: int | None = Field(default=1000, ge=1, description="keep that many pairs, by seeded draw; null: all")
+    seed: int = 0
+    max_unusable_share: float = Field(default=0.05, ge=0, le=1, description="stop when more rows cannot be used")
 
 
 class AlpacaSettings(Section):
@@ -77,6 +92,12 @@ class EvaluationSettings(Section):
     judge: str = Field(description="the reward: scores every answer; also AlpacaEval's judge unless alpaca.judge is")
     alpaca: AlpacaSettings = AlpacaSettings()
     kl_answers: int = Field(default=1, ge=1, description="answers to each prompt behind the KL estimate")
+    temperatures: list[float] = Field(
+        default=[], description="sample and reward answers at these too, besides generation.temperature"
+    )
+    other_pairs: dict[str, OtherPairsSettings] = Field(
+        default={}, description="further sets of pairs by name: implicit accuracy, margin and calibration on each"
+    )
     lm_eval: LmEvalSettings | None = None
     comparison: ComparisonSettings = ComparisonSettings()
 
@@ -84,3 +105,18 @@ class EvaluationSettings(Section):
     @classmethod
     def _judge(cls, value: str) -> str:
         return check_reward_name(value)
+
+    @field_validator("temperatures")
+    @classmethod
+    def _temperatures(cls, values: list[float]) -> list[float]:
+        if min(values, default=0) < 0 or len(set(values)) != len(values):
+            raise ValueError("must be 0 or more, and each may appear once")
+        return values
+
+    @field_validator("other_pairs")
+    @classmethod
+    def _other_pairs(cls, sets: dict[str, OtherPairsSettings]) -> dict[str, OtherPairsSettings]:
+        for name in sets:
+            if not re.match(LABEL, name) or name in ("train", "test"):
+                raise ValueError(f"name '{name}' must be lower-case letters, digits and _, and not train or test")
+        return sets

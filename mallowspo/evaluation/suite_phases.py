@@ -15,6 +15,7 @@ import pandas as pd
 
 from mallowspo.errors import InputError
 from mallowspo.evaluation import answers, lm_eval
+from mallowspo.evaluation.other_pairs import draw_pairs
 from mallowspo.evaluation.settings import LmEvalSettings
 from mallowspo.files import digest, read_json, read_jsonl, read_parquet, sha256_file, write_json, write_jsonl
 from mallowspo.files import write_parquet as write_table
@@ -25,7 +26,6 @@ from mallowspo.packing import Row
 from mallowspo.pairs.build import check_rows, read_source
 from mallowspo.pairs.formats import UnusableRow, prompt_of
 from mallowspo.pairs.prepared import context_window, open_tokens, write_tokens
-from mallowspo.pairs.split import unit_draw
 from mallowspo.pairs.tokens import check_tokenizer, tokenize_pairs, tokenize_prompt
 from mallowspo.provenance import code_digest
 from mallowspo.reference import answer_batches, score_rows, score_table
@@ -169,8 +169,7 @@ class Phases:
             if not usable:
                 first = f"; row {listed[0]['row']}: {listed[0]['reason']}" if listed else ""
                 raise InputError(f"{source}: none of {len(reads)} rows is a usable pair{first}; mend the rows")
-            drawn = sorted((item.pair for item in usable), key=lambda pair: unit_draw(0, "limit", pair["pair_id"]))
-            table = pd.DataFrame(drawn[:most])
+            table = draw_pairs(usable, most, SEED)
             write_table(file, table)
             write_tokens(
                 tokenize_pairs(self.tokenizer, table, self.view.tokens, self.window),

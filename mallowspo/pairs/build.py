@@ -62,7 +62,7 @@ def run(view: Any, layout: Layout, tokenizer_folder: Path) -> None:
     write_jsonl(layout.unusable_rows, listed)
     kinds = Counter(problem["kind"] for problem in listed)
     rows_read = len(reads) - kinds[formats.EMPTY_ANSWER]
-    _stop_if_too_many(settings, rows_read, len(usable), listed, layout.unusable_rows)
+    stop_if_too_many(settings, rows_read, len(usable), listed, layout.unusable_rows)
 
     table, facts = _split(usable, settings, tokenizer)
     if overlap(facts):
@@ -155,9 +155,10 @@ def _fit(pair: dict[str, Any], tokenizer: Any, settings: TokenSettings) -> Token
     return tokens
 
 
-def _stop_if_too_many(
+def stop_if_too_many(
     settings: PairsSettings, rows_read: int, usable: int, listed: list[dict[str, Any]], path: Path
 ) -> None:
+    """Raises an InputError where more rows cannot be used than `max_unusable_share`, or none is left."""
     unusable = [problem for problem in listed if problem["kind"] in formats.UNUSABLE]
     too_many = len(unusable) > settings.max_unusable_share * rows_read
     if usable and not too_many:

@@ -26,6 +26,7 @@ from mallowspo.errors import InputError
 from mallowspo.files import read_json, read_parquet, whole_directory, write_json
 from mallowspo.layout import Layout
 from mallowspo.models import load_tokenizer
+from mallowspo.pairs.split import SPLITS
 from mallowspo.pairs.tokens import TokenizedPair, tokenize_pairs
 
 logger = logging.getLogger(__name__)
@@ -94,19 +95,19 @@ def open_tokens(folder: Path) -> PreparedPairs:
     return PreparedPairs(rows, summary)
 
 
-def run(view: Any, layout: Layout, model_folder: Path) -> None:
-    """Write tokens/{train,test}/ and tokens/tokens.json.
+def run(view: Any, layout: Layout, model_folder: Path, splits: Sequence[str] = SPLITS) -> None:
+    """Write tokens/SPLIT/ of each split, and tokens/tokens.json.
 
     Raises:
         InputError: a pair cannot be tokenized; the message names it.
     """
     tokenizer, window = load_tokenizer(model_folder), context_window(model_folder)
     summary: dict[str, Any] = {"tokenizer_vocabulary": len(tokenizer), "window": window}
-    for split in ("train", "test"):
+    for split in splits:
         pairs = tokenize_pairs(tokenizer, read_parquet(layout.pairs(split)), view.tokens, window)
         summary[split] = write_tokens(pairs, tokenizer.eos_token_id, layout.tokens(split))
     write_json(layout.tokens_summary, summary)
-    changed, total = (sum(summary[split][name] for split in ("train", "test")) for name in ("prefix_changed", "pairs"))
+    changed, total = (sum(summary[split][name] for split in splits) for name in ("prefix_changed", "pairs"))
     if changed:
         logger.warning(
             "the chat template writes %d of %d prompts otherwise once a response follows; a response is scored after "

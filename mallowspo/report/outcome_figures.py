@@ -1,15 +1,15 @@
 """Figures of what the policies achieve: differences, reward against KL, win rates."""
 
 import math
+import re
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from mallowspo.compare import is_outcome
 from mallowspo.evaluation.frontier import curves
-from mallowspo.layout import REFERENCE
+from mallowspo.metric_names import bare, is_outcome, opponent
 from mallowspo.report.results import Results
 from mallowspo.report.style import Look, Panel, draw_panel, legend_below, legend_height
 from mallowspo.report.table import rows_of
@@ -40,8 +40,12 @@ def _forest_panel(results: Results, look: Look, baseline: str, metric: str, data
 
     spoken = "; ".join(f"{row.method} {results.told(row, signed=True)}" for row in rows_of(data))
     alt = f"Forest plot of the difference in {metric_title(metric)} to {baseline}: {spoken}."
-    name = f"forest_{baseline}_{metric.replace('/', '_')}"
+    name = f"forest_{baseline}_{_file_name(metric)}"
     return draw_panel(results.layout, name, alt, data, draw, height=1.1 + 0.27 * len(data))
+
+
+def _file_name(metric: str) -> str:
+    return re.sub(r"\W+", "_", metric)
 
 
 def _whisker(axes: Axes, x: float, y: float, low: float, high: float, colour: str, marker: str) -> None:
@@ -121,11 +125,15 @@ def marker_handles(labels: list[str], look: Look) -> list[Line2D]:
 
 
 def win_rates(results: Results, look: Look) -> list[Panel]:
-    """Win rate of every method against the reference, with its interval and the 50 % line."""
+    """A panel an opponent, the reference first: every method's win rate with its interval and the 50 % line."""
+    metrics = [metric for metric in results.metrics() if bare(metric) == "win_rate"]
+    return [_win_rate_panel(results, look, metric) for metric in metrics]
+
+
+def _win_rate_panel(results: Results, look: Look, metric: str) -> Panel:
+    against = opponent(metric)
     table = results.estimates
-    data = table[(table["metric"] == "win_rate") & (table["method"] != REFERENCE)]
-    if data.empty:
-        return []
+    data = table[(table["metric"] == metric) & (table["method"] != against)]
 
     def draw(axes: Axes) -> None:
         for height, row in enumerate(rows_of(data)):
@@ -135,9 +143,9 @@ def win_rates(results: Results, look: Look) -> list[Panel]:
             )
         axes.axvline(50, color="#444444", linewidth=1, linestyle="--")
         _name_rows(axes, list(data["method"]))
-        axes.set_xlabel("answers preferred over the reference's (%)")
-        axes.set_title("Win rate")
+        axes.set_xlabel("answers preferred (%)")
+        axes.set_title(metric_title(metric))
 
     spoken = "; ".join(f"{row.method} {results.told(row)}" for row in rows_of(data))
-    alt = f"Win rates against the reference, with a line at one half: {spoken}."
-    return [draw_panel(results.layout, "win_rate", alt, data, draw, height=1.1 + 0.27 * len(data))]
+    alt = f"Win rates against {against}, with a line at one half: {spoken}."
+    return draw_panel(results.layout, _file_name(metric), alt, data, draw, height=1.1 + 0.27 * len(data))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from mallowspo.files import read_parquet, write_text
+from mallowspo.files import write_text
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.methods import METHODS
 from mallowspo.report import (
@@ -16,6 +16,7 @@ from mallowspo.report import (
     pair_table,
     summary,
     tables,
+    temperatures,
     training_figures,
 )
 from mallowspo.report.results import Results, read_results
@@ -49,19 +50,22 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
     results = read_results(view, layout, settings_text)
     look = Look(results.methods)
     comparison = tables.comparison_table(results)
+    pairs = pair_table.pair_table(results.pairs_by_group)
     shown = {
         "main": tables.main_table(results),
         "displacement": displacement_table.displacement_table(results),
         "kl": kl_tables.kl_table(results),
         "comparison": comparison,
         "interaction": tables.interaction_table(results),
-        pair_table.NAME: pair_table.pair_table(read_parquet(layout.accuracy_by_group)),
+        pair_table.NAME: pairs,
         "data_health": tables.health_table(results),
         "cost": tables.cost_table(results),
         "versions": tables.versions_table(results),
     }
     if len(results.frontier):
         shown["equal_kl"] = kl_tables.equal_kl_table(results)
+    if len(results.variants):
+        shown[temperatures.NAME] = temperatures.temperature_table(results)
     runs = [(label, seed) for label in results.methods for seed in view.seeds]
     judged = judge_table.judge_table(layout, runs)
     if len(judged.numbers):
@@ -74,6 +78,8 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
         look=look,
         tables=shown,
         comparisons=tables.comparison_views(results, comparison),
+        parts=tables.parts_view(comparison),
+        pair_views=pair_table.pair_views(pairs),
         health=tables.health_view(shown["data_health"]),
         groups=_groups(results, look),
         methods=_methods(results),
@@ -136,6 +142,9 @@ def _groups(results: Results, look: Look) -> dict[str, Group]:
     )
     groups["win_rate"] = Group(
         outcome_figures.win_rates(results, look), f"{size} {bars} Dashed: even. Tests are in the table of differences."
+    )
+    groups["temperatures"] = Group(
+        temperatures.temperature_figure(results, look), f"{size} {bars} Same draws at each temperature. No test."
     )
     groups["learning"] = Group(
         training_figures.learning_curves(results, look),
@@ -215,7 +224,8 @@ def _setup(results: Results) -> dict[str, str]:
         "Pairs": settings["pairs"]["source"],
         "Training": f"{length}, {tuned}, {training['optimizer']} at {training['learning_rate']:g} "
         f"({training['schedule']}), {plural(training['pairs_per_step'], 'pair')} a step",
-        "Answers": f"{generation['answers']} a test prompt, temperature {generation['temperature']:g}, "
+        "Answers": f"{generation['answers']} a test prompt, temperature {generation['temperature']:g}"
+        f"{''.join(f' (and {value:g})' for value in evaluation['temperatures'])}, "
         f"top-p {generation['top_p']:g}, at most {plural(generation['max_new_tokens'], 'token')}",
         "Judge": evaluation["judge"],
         "Benchmarks": tasks,

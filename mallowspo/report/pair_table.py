@@ -1,4 +1,4 @@
-"""Held-out pairs: how often each policy's implicit reward is right, and how sure it is, by kind of pair."""
+"""How often each policy's implicit reward is right about pairs, and how sure it is, by set and kind of pair."""
 
 from typing import Any
 
@@ -13,13 +13,25 @@ TITLES = {"source": "source", "length_ratio": "length of chosen / rejected", "di
 
 def pair_table(found: pd.DataFrame) -> Table:
     """`accuracy_by_group.parquet` for people: one row a group of pairs and method."""
-    numbers = found.sort_values("by", key=lambda by: by.map(["all", *TITLES].index), kind="stable")
+    rank = found["by"].map(["all", *TITLES].index)
+    numbers = found.assign(rank=rank, place=found["pair_set"].map(list(dict.fromkeys(found["pair_set"])).index))
+    numbers = numbers.sort_values(["place", "rank"], kind="stable").drop(columns=["place", "rank"])
     decimals = {
         name: meaningful_decimals(numbers[f"{name}_high"] - numbers[f"{name}_low"])
         for name in ("accuracy", "margin", "calibration_error")
     }
     shown = pd.DataFrame([_shown(row, decimals) for row in rows_of(numbers)])
-    return Table(NAME, numbers, shown, ("Pairs", "Method"))
+    return Table(NAME, numbers, shown, ("Set", "Pairs", "Method"))
+
+
+def pair_views(table: Table) -> dict[str, Table]:
+    """The same for the page: one table a set."""
+    views = {}
+    for pair_set in dict.fromkeys(table.numbers["pair_set"]):
+        keep = (table.numbers["pair_set"] == pair_set).to_numpy()
+        shown = table.shown[keep].drop(columns="Set")
+        views[str(pair_set)] = Table(NAME, table.numbers[keep], shown, ("Pairs", "Method"))
+    return views
 
 
 def _shown(row: Any, decimals: dict[str, int]) -> dict[str, str]:
@@ -28,6 +40,7 @@ def _shown(row: Any, decimals: dict[str, int]) -> dict[str, str]:
         return interval(value, low, high, decimals[name])
 
     return {
+        "Set": str(row.pair_set),
         "Pairs": _group(row),
         "Method": str(row.method),
         "Accuracy": told("accuracy"),

@@ -11,6 +11,7 @@ from mallowspo.compare_values import Values, read_values
 from mallowspo.errors import InputError
 from mallowspo.files import read_json, read_jsonl, read_parquet
 from mallowspo.layout import REFERENCE, Layout
+from mallowspo.metric_names import OUTCOMES, bare, is_benchmark, is_part
 from mallowspo.report.table import rows_of
 from mallowspo.report.words import interval, meaningful_decimals
 from mallowspo.settings import Experiment
@@ -25,7 +26,7 @@ class Results:
     Attributes:
         settings: the resolved settings, as values; `view` holds the part that the report may read, typed.
         values: metric -> label -> table (prompts, seeds), see `mallowspo.compare_values.read_values`.
-        estimates, comparison, interaction, frontier: as stage "compare" wrote them.
+        estimates, comparison, interaction, frontier, variants, pairs_by_group: as stage "compare" wrote them.
         curves: metrics of every optimizer step, with method and seed.
         dispersion: a row a pair, with split, prompt, chosen and rejected; dispersion_summary: dispersion.json.
         displacement: a row a method and held-out pair: change of both log-probabilities (nats) from the reference.
@@ -44,6 +45,8 @@ class Results:
     comparison: pd.DataFrame
     interaction: pd.DataFrame
     frontier: pd.DataFrame
+    variants: pd.DataFrame
+    pairs_by_group: pd.DataFrame
     curves: pd.DataFrame
     dispersion: pd.DataFrame
     dispersion_summary: dict[str, Any]
@@ -96,11 +99,10 @@ class Results:
         return interval(value, row.ci_low, row.ci_high, self.decimals(row.metric), signed)
 
     def metrics(self) -> list[str]:
-        """Metrics in reading order: outcomes first, then benchmarks, then the descriptions."""
-        order = ["reward", "win_rate", "accuracy", "kl", "length", "margin", "complete"]
-        found = list(dict.fromkeys(self.estimates["metric"]))
-        benchmarks = sorted(metric for metric in found if "/" in metric)
-        return [m for m in [*order[:3], *benchmarks, *order[3:]] if m in found]
+        """Metrics in reading order: outcomes first, then benchmarks, then the descriptions; no parts of benchmarks."""
+        order = [*OUTCOMES, "benchmark", "kl", "length", "margin", "complete"]
+        found = {m: "benchmark" if is_benchmark(m) else bare(m) for m in sorted(set(self.estimates["metric"]))}
+        return [m for kind in order for m, own in found.items() if own == kind and not is_part(m)]
 
 
 def read_results(view: Any, layout: Layout, settings_text: str) -> Results:
@@ -120,13 +122,13 @@ def read_results(view: Any, layout: Layout, settings_text: str) -> Results:
         layout=layout,
         settings_text=settings_text,
         settings=yaml.safe_load(settings_text),
-        values=read_values(
-            layout, list(view.methods), list(view.seeds), with_tasks=view.evaluation.lm_eval is not None
-        ),
+        values=read_values(view, layout),
         estimates=estimates,
         comparison=read_parquet(layout.comparison),
         interaction=read_parquet(layout.interaction),
         frontier=read_parquet(layout.frontier),
+        variants=read_parquet(layout.variants),
+        pairs_by_group=read_parquet(layout.accuracy_by_group),
         curves=_curves(layout, runs),
         dispersion=_dispersion(layout),
         dispersion_summary=read_json(layout.dispersion_summary),

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mallowspo.compare import is_outcome
 from mallowspo.inference import holm
 from mallowspo.inference.resampling import TEST_NAME
 from mallowspo.layout import REFERENCE
+from mallowspo.metric_names import bare, is_benchmark, is_outcome
 from mallowspo.report.results import Results
 from mallowspo.report.table import rows_of
 from mallowspo.report.words import fixed, interval, meaningful_decimals, metric_title, number, p_value, plural
@@ -60,15 +60,16 @@ def headline(results: Results) -> str:
 
 def findings(results: Results) -> list[Finding]:
     """One an outcome: against the baseline, then what training changed against the reference."""
-    against_reference = [m for m in results.metrics() if m == "reward" or "/" in m]
+    against_reference = [m for m in results.metrics() if m == "reward" or is_benchmark(m)]
     outcomes = [metric for metric in results.metrics() if is_outcome(metric)]
     asked = [(results.baseline, metric) for metric in outcomes] if len(results.methods) > 1 else []
     asked += [(REFERENCE, metric) for metric in (against_reference if asked else outcomes)]
     found = []
     for baseline, metric in asked:
         rows = _rows(results, baseline, metric)
-        title = f"{metric_title(metric)}, compared with {baseline} (n = {rows[0].n})"
-        found.append(Finding(title, [(row.method, _told(results, row)) for row in rows]))
+        if rows:  # the reference has no win rate against published outputs
+            title = f"{metric_title(metric)}, compared with {baseline} (n = {rows[0].n})"
+            found.append(Finding(title, [(row.method, _told(results, row)) for row in rows]))
     return found
 
 
@@ -108,7 +109,7 @@ def _equal(results: Results, row: Any) -> str:
     decimals = max(results.decimals(row.metric), 2)
     if row.p_equivalence < _alpha(results):
         return f"; equal within ±{fixed(row.equivalence_margin, decimals)} (p {_p(row.p_equivalence)})"
-    if row.metric != "win_rate":
+    if bare(row.metric) != "win_rate":
         return ""
     told = f"; to find two points with {plural(row.seeds, 'seed')}: {_amount(row.n_needed_two_points, 'prompt')}"
     if row.seeds > 1:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from mallowspo.compare import is_outcome
 from mallowspo.layout import REFERENCE
+from mallowspo.metric_names import bare, is_benchmark, is_outcome, is_part
 from mallowspo.report.results import Results
 from mallowspo.report.table import Table, rows_of
 from mallowspo.report.words import ABSENT, count, fixed, interval, meaningful_decimals, metric_title, number, p_value
@@ -21,7 +21,7 @@ SHORT_TITLES = {"win_rate": "Win rate", "accuracy": "Accuracy", "kl": "KL (nats)
 def main_table(results: Results) -> Table:
     """One row a policy, the reference first: outcomes, benchmarks, KL, length."""
     found = {(row.method, row.metric): row for row in rows_of(results.estimates)}
-    shown_metrics = [metric for metric in results.metrics() if metric not in ("margin", "complete")]
+    shown_metrics = [metric for metric in results.metrics() if bare(metric) not in ("margin", "complete")]
     numbers, shown = [], []
     for label in results.labels:
         reward = found[label, "reward"]
@@ -51,7 +51,7 @@ def _numbers(found: dict[tuple[str, str], Any], results: Results, label: str) ->
         "win_rate_ci_low": value("win_rate", "ci_low"),
         "win_rate_ci_high": value("win_rate", "ci_high"),
         "mean_length": value("length"),
-        **{metric: value(metric) for metric in results.metrics() if "/" in metric},
+        **{metric: value(metric) for metric in results.metrics() if is_benchmark(metric)},
     }
 
 
@@ -89,6 +89,13 @@ def comparison_views(results: Results, table: Table) -> dict[str, Table]:
         shown = table.shown[keep].drop(columns="Against")
         views[baseline] = Table(table.name, table.numbers[keep], shown, ("Metric", "Method"))
     return views
+
+
+def parts_view(table: Table) -> Table:
+    """The parts of benchmark groups for the page: what the groups' numbers sum up."""
+    keep = [is_part(str(row.metric)) for row in rows_of(table.numbers)]
+    shown = table.shown[keep].drop(columns=["Holm p", "BH p"])
+    return Table(table.name, table.numbers[keep], shown, ("Metric", "Method", "Against"))
 
 
 def interaction_table(results: Results) -> Table:
@@ -205,7 +212,8 @@ def versions_table(results: Results) -> Table:
 def _job(results: Results, path: Path) -> dict[str, object]:
     """Times and memory of one job; stage and method from the file's name, such as train-dpo-0.tsv or pairs.tsv."""
     stage, *wildcards = path.stem.split("-")
-    method = wildcards[0] if wildcards and wildcards[0] in results.labels else ""
+    label = wildcards[0].partition("@")[0] if wildcards else ""
+    method = label if label in results.labels else ""
     measured = pd.read_csv(path, sep="\t", na_values=["-", "NA"])
     times = {"s": measured["s"].mean(), "cpu_time": measured["cpu_time"].mean()}
     return {"stage": stage.replace("_", "-"), "method": method, **times, "max_rss": measured["max_rss"].max()}

@@ -4,6 +4,8 @@ import math
 import re
 from collections.abc import Iterable
 
+from mallowspo.metric_names import bare
+
 #: What each metric is called where people read it.
 METRIC_TITLES = {
     "reward": "Reward",
@@ -16,12 +18,16 @@ METRIC_TITLES = {
     "margin": "Margin, held-out pairs (nats)",
     "complete": "Share of complete answers",
 }
+#: The same of metrics that stand against another's answers or on other pairs, which the title then names.
+BARE_TITLES = {"win_rate": "Win rate", "accuracy": "Implicit accuracy", "margin": "Margin (nats)"}
 ABSENT = "–"
 
 
 def metric_title(metric: str) -> str:
     """The title of a metric; a benchmark's "TASK/METRIC" is its own."""
-    return METRIC_TITLES.get(metric, metric)
+    kind = bare(metric)
+    otherwise = f"{BARE_TITLES[kind]}{metric.removeprefix(kind)}" if kind in BARE_TITLES else metric
+    return METRIC_TITLES.get(metric, otherwise)
 
 
 def number(value: float, signed: bool = False) -> str:

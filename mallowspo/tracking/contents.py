@@ -13,6 +13,7 @@ from mallowspo.errors import InputError
 from mallowspo.files import read_json, read_jsonl, read_parquet
 from mallowspo.layout import Layout
 from mallowspo.methods import METHODS
+from mallowspo.metric_names import against, on
 from mallowspo.settings import Experiment
 
 #: metric in scores/METHOD/seed=S/*.parquet -> its name in the store.
@@ -67,6 +68,9 @@ def read_run(layout: Layout, experiment: Experiment, method: str, seed: int) -> 
     for file in files:
         if not file.is_file():
             raise InputError(f"{file}: no such file; run the stage train for {method}, seed {seed} first")
+    judge = layout.scores(method, seed) / "judge.json"
+    if not judge.is_file():
+        raise InputError(f"{judge}: no such file; run the stage alpaca for {method}, seed {seed} first")
     summary, environment = read_json(files[1]), read_json(files[2])
     curves, not_finite = read_curves(folder / "metrics.jsonl")
     values = {f"training/{name}": float(summary[name]) for name in ("seconds", "tokens")}
@@ -86,7 +90,7 @@ def read_run(layout: Layout, experiment: Experiment, method: str, seed: int) -> 
         steps=int(summary["steps"]),
         started=ended - int(float(summary["seconds"]) * 1000),
         ended=ended,
-        files=files,
+        files=[*files, judge],
     )
 
 
@@ -124,6 +128,12 @@ def _evaluation(layout: Layout, experiment: Experiment, method: str, seed: int) 
         "eval/accuracy": float(pairs["correct"].mean()),
         "eval/margin": float(pairs["margin"].mean()),
     }
+    for name, wins in read_parquet(folder / "alpaca_against.parquet").groupby("against"):
+        values |= {against(key, metric_name(str(name))): v for key, v in _prompt_means(wins).items()}
+    for name in experiment.evaluation.other_pairs:
+        others = read_parquet(layout.other_pairs(name).scores(method, seed) / "pairs.parquet")
+        values[on("eval/accuracy", name)] = float(others["correct"].mean())
+        values[on("eval/margin", name)] = float(others["margin"].mean())
     if experiment.evaluation.lm_eval is not None:
         for task, metrics in read_json(folder / "lm_eval.json")["results"].items():
             for metric, number in metrics.items():

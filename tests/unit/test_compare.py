@@ -9,7 +9,7 @@ import pytest
 from mallowspo import compare
 from mallowspo.compare_by_dispersion import prompt_dispersion
 from mallowspo.errors import InputError
-from mallowspo.files import read_parquet
+from mallowspo.files import read_json, read_parquet, write_json
 from mallowspo.inference import benjamini_hochberg, holm, paired_difference
 from mallowspo.settings import Experiment
 from tests.made_up_results import TASK, rewrite, write
@@ -42,7 +42,7 @@ def test_estimates_are_means_over_prompts_and_runs(made):
     assert found["ci_low"] < found["estimate"] < found["ci_high"]
     assert (found["n"], found["seeds"]) == (12, 2)
     assert set(estimates["metric"]) == {
-        "reward", "kl", "length", "complete", "accuracy", "margin", "win_rate", f"{TASK}/acc",
+        "reward", "kl", "length", "complete", "accuracy", "margin", "win_rate", f"{TASK}/acc", "win_rate against dpo",
         "kl_k3", "kl_k3_by_token", "distinct_1", "distinct_2", "repetition", "refusal", "chosen_fell", "chosen_change",
         "rejected_change", "chosen_change_per_token", "rejected_change_per_token",
     }  # fmt: skip
@@ -71,7 +71,7 @@ def test_displacement_is_estimated_by_prompt_and_not_tested(made):
     assert row(estimates, method="dpo", metric="chosen_change")["estimate"] == pytest.approx((4 - 11) / 12)
     assert not estimates.query("method == 'reference'")["metric"].isin(["chosen_fell", "chosen_change"]).any()
     assert set(comparison["metric"]) == {
-        "reward", "kl", "length", "complete", "accuracy", "margin", "win_rate", f"{TASK}/acc"
+        "reward", "kl", "length", "complete", "accuracy", "margin", "win_rate", f"{TASK}/acc", "win_rate against dpo"
     }  # fmt: skip
 
 
@@ -98,12 +98,12 @@ def test_differences_and_holm_families(made):
     assert found["ci_low"] > 0.1 and found["p"] < 0.02 and 0 < found["detectable"] < 0.2
     to_reference = row(comparison, method="dpo", baseline="reference", metric="win_rate")
     assert to_reference["difference"] == pytest.approx(means["dpo", "win_rate"] - 0.5)
-    for baseline, methods in (("dpo", 2), ("reference", 3)):
+    for baseline, methods, sizes in (("dpo", 2, (5, 4)), ("reference", 3, (4, 4))):
         against = comparison[comparison["baseline"] == baseline]
-        outcomes = against["metric"].isin(["reward", "win_rate", "accuracy", f"{TASK}/acc"])
-        for family in (against[outcomes], against[~outcomes]):
-            assert len(family) == methods * 4
-            assert family["family"].nunique() == 1 and set(family["family_size"]) == {methods * 4}
+        outcomes = against["metric"].isin(["reward", "win_rate", "win_rate against dpo", "accuracy", f"{TASK}/acc"])
+        for size, family in zip(sizes, (against[outcomes], against[~outcomes]), strict=True):
+            assert len(family) == methods * size
+            assert family["family"].nunique() == 1 and set(family["family_size"]) == {methods * size}
             np.testing.assert_allclose(family["p_holm"], holm(family["p"]))
             np.testing.assert_allclose(family["p_bh"], benjamini_hochberg(family["p"]))
             assert (family["p_bh"] <= family["p_holm"] + 1e-12).all()
@@ -112,7 +112,7 @@ def test_differences_and_holm_families(made):
 
 def test_the_spread_between_seeds_is_pooled_over_methods(made):
     _, comparison = run(made)
-    values = compare.read_values(made.layout, list(made.experiment.methods), [0, 1], with_tasks=True)["reward"]
+    values = compare.read_values(made.experiment.stage_view("compare"), made.layout)["reward"]
     runs = np.stack([values[label].to_numpy() for label in made.experiment.methods])
     expected = paired_difference(values["mallows_theta"], values["dpo"], runs=runs, resamples=1999)
     found = row(comparison, method="mallows_theta", baseline="dpo", metric="reward")
@@ -125,18 +125,108 @@ def test_the_spread_between_seeds_is_pooled_over_methods(made):
 
 def test_equivalence_margins_and_sizes_needed(made):
     _, comparison = run(made)
-    values = compare.read_values(made.layout, list(made.experiment.methods), [0, 1], with_tasks=True)
-    shares = comparison["metric"].isin(["win_rate", "accuracy", "complete", f"{TASK}/acc"])
+    values = compare.read_values(made.experiment.stage_view("compare"), made.layout)
+    shares = comparison["metric"].isin(["win_rate", "win_rate against dpo", "accuracy", "complete", f"{TASK}/acc"])
     assert (comparison.loc[shares, "equivalence_margin"] == 0.02).all()
     found = row(comparison, method="mallows_theta", baseline="dpo", metric="reward")
     spread = values["reward"]["dpo"].mean(axis=1).std()
     assert found["equivalence_margin"] == pytest.approx(0.1 * spread)
     assert 0.5 < found["p_equivalence"] <= 1
     assert math.isnan(row(comparison, method="dpo", baseline="reference", metric="kl")["equivalence_margin"])
-    wins = comparison["metric"] == "win_rate"
+    wins = comparison["metric"].str.startswith("win_rate")
     assert comparison.loc[wins, "n_needed_two_points"].notna().all()
     assert comparison.loc[~wins, "n_needed_two_points"].isna().all()
     assert found["n_needed"] < 12 or found["detectable"] > found["difference"]
+
+
+def test_margins_are_settings(tmp_path):
+    comparison = {"baseline": "dpo", "resamples": 99, "share_margin": 0.05, "standard_margin": 0.5}
+    made = write(tmp_path, evaluation={"comparison": comparison})
+    _, found = run(made)
+    values = compare.read_values(made.experiment.stage_view("compare"), made.layout)["reward"]["dpo"]
+    reward = row(found, method="mallows_theta", baseline="dpo", metric="reward")
+    assert reward["equivalence_margin"] == pytest.approx(0.5 * values.mean(axis=1).std())
+    assert row(found, method="mallows_theta", baseline="dpo", metric="win_rate")["equivalence_margin"] == 0.05
+
+
+def test_win_rates_against_the_baseline_are_compared_with_one_half(made):
+    estimates, comparison = run(made)
+    runs = np.stack([wins_against_dpo(made, label) for label in ("mallows_theta", "mallows_phi")])
+    found = row(estimates, method="mallows_phi", metric="win_rate against dpo")
+    assert found["estimate"] == pytest.approx(runs[1].mean())
+    assert row(estimates, method="dpo", metric="win_rate against dpo")["covers"] == "by definition"
+    expected = paired_difference(runs[1], np.full(12, 0.5), runs=runs, resamples=1999)
+    difference = row(comparison, method="mallows_phi", metric="win_rate against dpo")
+    assert difference["baseline"] == "dpo" and difference["difference"] == pytest.approx(runs[1].mean() - 0.5)
+    for column, value in (("ci_low", expected.low), ("p", expected.p), ("p_policies", expected.p_policies)):
+        assert difference[column] == pytest.approx(value)
+
+
+def wins_against_dpo(made, label):
+    """(prompts, seeds), the mean over a prompt's answers."""
+    tables = [pd.read_parquet(made.layout.scores(label, seed) / "alpaca_against.parquet") for seed in (0, 1)]
+    return np.transpose([table.groupby("prompt_id")["value"].mean() for table in tables])
+
+
+def test_published_outputs_are_a_common_opponent(tmp_path):
+    """All methods meet them, so methods are compared with the baseline; the reference does not meet them."""
+    made = write(tmp_path, evaluation={"alpaca": {"against": ["baseline", "path:other.json"]}})
+    for label in made.experiment.methods:
+        for seed in (0, 1):
+            folder = made.layout.scores(label, seed)
+            published = pd.read_parquet(folder / "alpaca.parquet").assign(against="org/model on a hub")
+            rewrite(folder / "alpaca_against.parquet", lambda table, more=published: pd.concat([table, more]))
+    estimates, comparison = run(made)
+    metric = "win_rate against org/model on a hub"
+    found = comparison[comparison["metric"] == metric]
+    assert found["method"].tolist() == ["mallows_theta", "mallows_phi"] and set(found["baseline"]) == {"dpo"}
+    assert set(found["family"]) == {"outcomes against dpo"}
+    same = comparison[(comparison["metric"] == "win_rate") & (comparison["baseline"] == "dpo")]
+    for column in ("difference", "p", "equivalence_margin", "n_needed_two_points"):
+        np.testing.assert_allclose(found[column], same[column])
+    assert set(estimates[estimates["metric"] == metric]["method"]) == set(made.experiment.methods)
+
+
+def test_other_pairs_are_compared_like_the_held_out_ones(tmp_path):
+    sets = {"other_pairs": {"hh": {"source": "path:hh.jsonl"}}}
+    made = write(tmp_path, evaluation=sets)
+    estimates, comparison = run(made)
+    assert {"accuracy on hh", "margin on hh"} <= set(estimates["metric"])
+    pairs = [pd.read_parquet(made.layout.other_pairs("hh").scores("dpo", s) / "pairs.parquet") for s in (0, 1)]
+    found = row(estimates, method="dpo", metric="accuracy on hh")
+    assert found["estimate"] == pytest.approx(np.mean([table["correct"] for table in pairs]))
+    to_reference = row(comparison, method="dpo", baseline="reference", metric="accuracy on hh")
+    assert to_reference["family"] == "outcomes against reference" and to_reference["equivalence_margin"] == 0.02
+    assert to_reference["difference"] == pytest.approx(found["estimate"] - 0.5)
+    assert row(comparison, method="mallows_phi", baseline="dpo", metric="margin on hh")["family"].startswith("descr")
+    assert not read_parquet(made.layout.interaction)["metric"].str.contains(" on ").any()
+    by_group = read_parquet(made.layout.accuracy_by_group)
+    whole = by_group[by_group["by"] == "all"].set_index(["pair_set", "method"])
+    assert whole.loc[("hh", "dpo"), "accuracy"] == pytest.approx(found["estimate"])
+    # Without weights of its own, a set's dispersion is the reference's entropy a token.
+    own = by_group[(by_group["pair_set"] == "hh") & (by_group["by"] == "dispersion")]
+    assert own.empty, "the made-up entropies all are 2 nats a token"
+    assert set(by_group["pair_set"]) == {"test", "hh"}
+
+
+def test_parts_of_a_group_are_in_no_family(made):
+    """A group of two tasks: its own number counts, what it sums up does not."""
+    groups = {"both": {"tasks": [TASK, "second"], "weights": {"acc": "items"}}}
+    for label, seed in [("reference", 0), *made.experiment.runs()]:
+        folder = made.layout.scores(label, seed)
+        rewrite(folder / "lm_eval.parquet", lambda table: pd.concat([table, table.assign(task="second", value=1.0)]))
+        if label == "reference":
+            write_json(folder / "lm_eval.json", read_json(folder / "lm_eval.json") | {"groups": groups})
+    estimates, comparison = run(made)
+    task = made.layout.scores("dpo", 0) / "lm_eval.parquet"
+    assert row(estimates, method="dpo", metric="both/acc")["n"] == 60 == len(pd.read_parquet(task))
+    parts = comparison[comparison["metric"].isin([f"both > {TASK}/acc", "both > second/acc"])]
+    assert len(parts) == 10 and parts["family"].isna().all() and parts["p_holm"].isna().all()
+    assert parts["p"].notna().all()
+    outcomes = comparison[comparison["family"] == "outcomes against dpo"]
+    assert set(outcomes["metric"]) == {"reward", "win_rate", "win_rate against dpo", "accuracy", "both/acc"}
+    assert set(outcomes["family_size"]) == {10}
+    np.testing.assert_allclose(outcomes["p_holm"], holm(outcomes["p"]))
 
 
 def test_a_planted_slope_on_dispersion_is_found(tmp_path):
@@ -159,7 +249,8 @@ def test_a_planted_slope_on_dispersion_is_found(tmp_path):
     assert other["p_holm"] > 0.05 and other["ci_low"] < 0 < other["ci_high"]
     assert not table["metric"].str.contains("/").any() and set(table["baseline"]) == {"dpo", "reference"}
     outcomes = table[table["family"] == "outcomes against dpo"]
-    assert set(outcomes["metric"]) == {"reward", "win_rate", "accuracy"} and set(outcomes["family_size"]) == {6}
+    assert set(outcomes["metric"]) == {"reward", "win_rate", "win_rate against dpo", "accuracy"}
+    assert set(outcomes["family_size"]) == {8}
     np.testing.assert_allclose(outcomes["p_holm"], holm(outcomes["p"]))
 
 
@@ -181,7 +272,7 @@ def test_slopes_that_cannot_be_say_why(tmp_path, change, note):
         rewrite(made.layout.dispersion, change)
     run(made)
     table = pd.read_parquet(made.layout.interaction)
-    assert len(table) == 3 * 7 and table["note"].str.startswith(note).all()
+    assert len(table) == 3 * 7 + 1 and table["note"].str.startswith(note).all()
     assert table["slope"].isna().all() == note.startswith("no slope")
 
 

@@ -12,6 +12,7 @@ import torch
 
 from mallowspo.errors import InputError
 from mallowspo.evaluation import lm_eval
+from mallowspo.evaluation.lm_groups import with_groups
 from mallowspo.evaluation.settings import LmEvalSettings
 from mallowspo.files import read_json, read_parquet, write_jsonl
 from mallowspo.layout import Layout
@@ -267,7 +268,12 @@ def test_a_group_is_put_together_as_lm_eval_does(model_folder: Path, layout: Lay
         numbers = expected["results"][name]
         found = result["results"][name]["acc"]
         assert (found["value"], found["stderr"]) == (numbers["acc,none"], numbers["acc_stderr,none"])
-    assert result["items"]["both"] == 14 and result["groups"] == {"both": ["review_sentiment", "plain_sense"]}
+    assert result["items"]["both"] == 14 and result["groups"] == {
+        "both": {"tasks": ["review_sentiment", "plain_sense"], "weights": {"acc": "items"}}
+    }
+    together = with_groups(items_of(layout, 0), result["groups"])
+    own = together[together["name"] == "both/acc"]["value"]
+    assert own.mean() == pytest.approx(result["results"]["both"]["acc"]["value"])
     with pytest.raises(InputError, match="task 'plain_sense' is in both 'both' and 'bare'; name one"):
         lm_eval.run(view("both", "bare"), layout, model_folder, "dpo", 0, "cpu", folder)
 

@@ -101,6 +101,7 @@ def test_the_stage_writes_them_and_the_report_shows_them(tmp_path) -> None:
     compare.run(made.experiment.stage_view("compare"), made.layout)
     found = read_parquet(made.layout.accuracy_by_group)
     estimates = read_parquet(made.layout.estimates).set_index(["method", "metric"])
+    assert set(found["pair_set"]) == {"test"}
     for row in found[found["by"] == "all"].itertuples():
         for metric, value in (("accuracy", row.accuracy), ("margin", row.margin)):
             assert value == pytest.approx(estimates.loc[(row.method, metric), "estimate"])

@@ -9,7 +9,7 @@ import pytest
 
 from mallowspo import compare, report
 from mallowspo.errors import InputError
-from mallowspo.files import read_json
+from mallowspo.files import read_json, write_json
 from mallowspo.report import data_figures, effect_figure, outcome_figures, summary, tables, words
 from mallowspo.report.results import read_results
 from mallowspo.report.style import Look
@@ -196,11 +196,11 @@ def test_a_verdict_needs_both_p_and_interval(low, high, p_holm, expected):
 
 
 def test_too_few_resamples_are_pointed_out(tmp_path):
-    """One seed: p is the sign-flip test's. Two methods, four outcomes: 8 x 2 / 100."""
+    """One seed: p is the sign-flip test's. Two methods, five outcomes: 10 x 2 / 100."""
     results = read(compared(write(tmp_path, seeds=(0,), prompts=12)))
     few = results.view.evaluation.comparison.model_copy(update={"resamples": 99})
     results.view.evaluation = results.view.evaluation.model_copy(update={"comparison": few})
-    assert "no Holm p can fall below 0.160 with 12 prompts and 99 resamples" in " ".join(summary.cautions(results))
+    assert "no Holm p can fall below 0.200 with 12 prompts and 99 resamples" in " ".join(summary.cautions(results))
 
 
 def test_same_inputs_give_the_same_bytes(made, page):
@@ -311,6 +311,42 @@ def test_kl_stands_by_each_estimator(made, page):
     assert 0 < numbers["kl_standard_error"]["dpo"] < 0.5 and numbers["kl_k3"]["dpo"] < numbers["kl"]["dpo"]
     assert numbers["kl_k3_by_token"]["dpo"] == pytest.approx(0.9 * numbers["kl"]["dpo"])
     assert "Better at equal KL?" not in page and not (made.layout.tables / "equal_kl.csv").exists()
+
+
+def test_temperatures_have_a_table_and_a_figure(tmp_path):
+    """The made-up rewards of the methods rise by 1 - temperature; the reference's stay."""
+    made = compared(write(tmp_path, lm_eval=False, evaluation={"temperatures": [0.5]}))
+    page = build(made)
+    table = pd.read_csv(made.layout.tables / "temperatures.csv").set_index(["method", "temperature"])
+    assert [name for name, _ in table.index] == ["reference"] * 2 + [m for m in made.experiment.methods for _ in "ab"]
+    assert table.loc[("dpo", 0.5), "reward"] == pytest.approx(table.loc[("dpo", 1.0), "reward"] + 0.5)
+    assert table.loc[("reference", 0.5), "reward"] == pytest.approx(table.loc[("reference", 1.0), "reward"])
+    assert table.loc[("dpo", 0.5), "win_rate"] == 1 and math.isnan(table.loc[("reference", 0.5), "win_rate"])
+    assert 'id="temperatures"' in page and "temperature 1 (and 0.5)" in page
+    assert (made.layout.figures / "temperature_win_rate.svg").exists()
+
+
+def test_other_pairs_and_other_opponents_are_shown(tmp_path):
+    made = compared(write(tmp_path, lm_eval=False, evaluation={"other_pairs": {"hh": {"source": "path:hh.jsonl"}}}))
+    page = build(made)
+    assert "Other pairs: hh" in page and "Implicit accuracy on hh, compared with dpo" in page
+    assert "Win rate against dpo, compared with dpo (n = 12)" in page
+    assert {"forest_dpo_accuracy_on_hh", "win_rate_against_dpo"} <= {f.stem for f in made.layout.figures.glob("*.svg")}
+    table = pd.read_csv(made.layout.tables / "held_out_pairs.csv")
+    assert set(table["pair_set"]) == {"test", "hh"}
+    main = (made.layout.tables / "main.md").read_text().splitlines()
+    assert "| Win rate against dpo |" in main[0] and "| Implicit accuracy on hh |" in main[0]
+    assert len({line.count("|") for line in main}) == 1
+
+
+def test_parts_of_a_group_stand_apart(tmp_path):
+    made = write(tmp_path, methods=("dpo", "mallows_theta"), seeds=(0,))
+    folder = made.layout.scores("reference", 0)
+    groups = {"all_of_it": {"tasks": [TASK], "weights": {"acc": "items"}}}
+    write_json(folder / "lm_eval.json", read_json(folder / "lm_eval.json") | {"groups": groups})
+    page = build(compared(made))
+    assert "<summary>Parts of benchmark groups</summary>" in page and f"all_of_it &gt; {TASK}/acc" in page
+    assert list(pd.read_csv(made.layout.tables / "main.csv").columns)[-1] == "all_of_it/acc"
 
 
 def test_several_betas_are_compared_at_equal_kl(tmp_path):

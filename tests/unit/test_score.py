@@ -23,7 +23,7 @@ def scored(tmp_path_factory):
     training.run(experiment.stage_view("train"), experiment.methods["dpo"], "dpo", 1, layout, folder, "cpu", 4000)
     for method, seed, model in ((REFERENCE, 0, folder), ("dpo", 1, layout.run("dpo", 1) / "model")):
         answers.run(experiment.stage_view("generate"), layout, model, method, seed, "cpu")
-        score.run(experiment.stage_view("score"), layout, folder, method, seed, "cpu")
+        score.run(experiment.stage_view("score"), layout, folder, model, method, seed, "cpu")
     return layout, folder
 
 
@@ -117,6 +117,7 @@ def test_an_answer_that_ends_at_once_is_scored(scored):
     rows[0] |= {"output": "", "token_ids": [load_tokenizer(folder).eos_token_id], "tokens": 1, "complete": True}
     write_jsonl(layout.samples("dpo", 2), rows)
     (layout.run("dpo", 2)).symlink_to(layout.run("dpo", 1))
-    score.run(experiment.stage_view("score"), layout, folder, "dpo", 2, "cpu")
+    model = layout.run("dpo", 2) / "model"
+    score.run(experiment.stage_view("score"), layout, folder, model, "dpo", 2, "cpu")
     table = read_parquet(layout.scores("dpo", 2) / "score.parquet")
     assert bool(np.isfinite(table["value"]).all())

@@ -50,6 +50,14 @@ def put(key, value):
         ("training.tokens_per_batch", 0, "training.tokens_per_batch: 0: Input should be greater than or equal to 1"),
         ("seeds", [1, 1], "every seed may appear once"),
         ("evaluation.kl_answers", 9, "kl_answers may not exceed"),
+        ("evaluation.temperatures", [1.0], "generation.temperature is evaluated anyway"),
+        ("evaluation.temperatures", [0.5, 0.5], "each may appear once"),
+        ("evaluation.other_pairs", {"test": {"source": "path:x"}}, "name 'test' must be"),
+        (
+            "evaluation.other_pairs",
+            {"hh": {"source": "on_policy:x"}},
+            "other_pairs.hh.source: 'on_policy:x'",
+        ),
     ],
 )
 def test_wrong_settings_are_told_in_one_line(tmp_path, key, value, says):
@@ -120,14 +128,20 @@ def test_a_stage_sees_only_what_it_declares(tmp_path):
     ("key", "value", "stages"),
     [
         ("training.learning_rate", 0.5, {"train"}),
-        ("generation.temperature", 0.7, {"generate"}),
+        ("generation.temperature", 0.7, {"generate", "compare"}),
         ("dispersion.entropy_floor", 0.01, {"dispersion"}),
         ("evaluation.comparison.resamples", 500, {"compare", "report"}),
-        ("tokens.max_response", 8, {"sample", "pairs", "tokens", "dispersion", "train", "generate", "score"}),
+        (
+            "tokens.max_response",
+            8,
+            {"sample", "pairs", "tokens", "dispersion", "other-pairs", "train", "generate", "score"},
+        ),
         ("reference.tokens_per_batch", 64, set()),
         ("reference.shards", 2, set()),
         ("compute.threads", 2, set()),
         ("report.examples", 1, {"report"}),
+        ("evaluation.temperatures", [0.3], {"compare", "report"}),
+        ("evaluation.other_pairs", {}, {"compare", "report"}),
     ],
 )
 def test_a_setting_touches_its_stages_and_no_others(tmp_path, key, value, stages):
@@ -145,6 +159,14 @@ def test_a_methods_beta_touches_its_own_training_only(tmp_path):
     before, after = load(tmp_path, lambda values: None), load(tmp_path, put("methods.mallows_phi.beta", 0.3))
     assert before.stage_digest("train", "mallows_phi") != after.stage_digest("train", "mallows_phi")
     assert before.stage_digest("train", "dpo") == after.stage_digest("train", "dpo")
+
+
+def test_a_set_of_other_pairs_touches_its_own_job_only(tmp_path):
+    sets = {name: {"source": f"path:{name}"} for name in ("one", "two")}
+    before = load(tmp_path, put("evaluation.other_pairs", sets))
+    after = load(tmp_path, put("evaluation.other_pairs", sets | {"two": {"source": "path:two", "seed": 1}}))
+    digests = [[e.stage_digest("other-pairs", name) for name in sets] for e in (before, after)]
+    assert digests[0][0] == digests[1][0] and digests[0][1] != digests[1][1]
 
 
 def test_workflow_takes_one_or_several_experiments():

@@ -109,6 +109,7 @@ def test_evaluation_is_the_mean_over_prompts(results):
         by_prompt = scores[scores["metric"] == metric].groupby("prompt_id")["value"].mean()
         assert stored[name] == pytest.approx(by_prompt.mean(), rel=1e-12)
     assert stored["eval/win_rate"] == pytest.approx(wins["value"].mean(), rel=1e-12)
+    assert stored["eval/win_rate against dpo"] == pytest.approx(1 - wins["value"].mean(), rel=1e-12)
     pairs = pd.read_parquet(folder / "pairs.parquet")
     assert stored["eval/accuracy"] == pytest.approx(pairs["correct"].mean(), rel=1e-12)
     lm_eval = read_json(folder / "lm_eval.json")["results"][TASK]["acc"]["value"]
@@ -118,7 +119,9 @@ def test_evaluation_is_the_mean_over_prompts(results):
 def test_artifacts_and_data_set(results):
     tracked = results.track()
     client, child = results.client, tracked["children"]["dpo/0"]
-    assert {a.path for a in client.list_artifacts(child)} == {"settings.yaml", "summary.json", "environment.json"}
+    assert {a.path for a in client.list_artifacts(child)} == {
+        *("settings.yaml", "summary.json", "environment.json", "judge.json"),
+    }
     parent = {a.path for a in client.list_artifacts(tracked["parent_run_id"])}
     assert parent == {"settings.yaml", "report.html", "figures", "tables"}
     stored = Path(results.layout.results) / "mlartifacts" / child / "artifacts" / "settings.yaml"

@@ -74,16 +74,17 @@ def test_a_second_run_has_nothing_to_do(smoke):
 def test_a_methods_beta_runs_that_method_and_what_hangs_on_it(smoke, changed):
     changed(lambda values: values["methods"]["mallows_phi"].update(beta=0.2))
     assert smoke.planned() == {
-        "train": 1, "generate": 1, "score": 1, "alpaca": 1, "lm_eval": 1, "compare": 1, "report": 1, "track": 1,
+        "train": 1, "generate": 2, "score": 1, "score_answers": 1, "score_other_pairs": 1, "alpaca": 1, "lm_eval": 1,
+        "compare": 1, "report": 1, "track": 1,
     }  # fmt: skip
     plan = smoke.snakemake("--dry-run").stdout
-    assert set(re.findall(r"method=(\w+)", plan)) == {"mallows_phi"}
+    assert set(re.findall(r"method=([\w@.=]+)", plan)) == {"mallows_phi", "mallows_phi@temperature=0.5"}
 
 
 def test_a_longer_answer_samples_again_but_trains_nothing(smoke, changed):
     changed(lambda values: values["generation"].update(max_new_tokens=8))
     planned = smoke.planned()
-    assert planned["generate"] == 4
+    assert planned["generate"] == 8, "four policies at two temperatures"
     assert "train" not in planned and "lm_eval" not in planned and "reference" not in planned
 
 
@@ -95,8 +96,31 @@ def test_another_time_limit_runs_nothing(smoke, changed):
 def test_one_more_seed_adds_its_runs_only(smoke, changed):
     changed(lambda values: values.update(seeds=[1, 2]))
     planned = smoke.planned()
-    assert (planned["train"], planned["generate"], planned["score"]) == (3, 3, 3)
+    assert (planned["train"], planned["generate"], planned["score"], planned["score_other_pairs"]) == (3, 6, 3, 3)
+    assert "other_pairs" not in planned
     assert "reference" not in planned and "model" not in planned
+
+
+def test_one_more_temperature_or_set_of_pairs_adds_its_own_jobs_only(smoke, changed):
+    after = {"compare": 1, "report": 1, "track": 1}
+    changed(lambda values: values["evaluation"].update(temperatures=[0.5, 0.25]))
+    assert smoke.planned() == {"generate": 4, "score_answers": 4, **after}
+    more = {"again": {"source": "path:config/pairs/plain_endings.jsonl", "seed": 1, "max_pairs": 4}}
+    changed(lambda values: values["evaluation"]["other_pairs"].update(more))
+    assert smoke.planned() == {"other_pairs": 1, "score_other_pairs": 3, **after}
+
+
+def test_other_pairs_and_temperatures_reach_the_tables(smoke):
+    tables = smoke.folder / "results/smoke/tables"
+    pairs = pd.read_csv(tables / "held_out_pairs.csv").query("by == 'all'").set_index(["pair_set", "method"])
+    assert set(pairs.loc["endings"].index) == set(METHODS) and set(pairs.loc["endings", "pairs"]) == {12}
+    compared = pd.read_parquet(smoke.folder / "results/smoke/comparison.parquet")
+    assert {"accuracy on endings", "win_rate against dpo"} <= set(compared["metric"])
+    by_temperature = pd.read_csv(tables / "temperatures.csv").set_index(["method", "temperature"])
+    assert set(by_temperature.index) == {(m, t) for m in ("reference", *METHODS) for t in (1.0, 0.5)}
+    main = pd.read_csv(tables / "main.csv").set_index("method")["reward"]
+    for method in METHODS:
+        assert by_temperature.loc[(method, 1.0), "reward"] == pytest.approx(main[method])
 
 
 def test_two_experiments_share_a_model_and_nothing_else(smoke):
@@ -136,6 +160,7 @@ def test_the_page_needs_nothing_from_elsewhere(smoke):
 
 JOBS = {
     *("sample-train", "sample-test", "pairs", "reference", "dispersion", "train-dpo-1", "generate-reference-0"),
+    *("other_pairs-endings", "score_pairs-dpo-1-endings", "generate-dpo@temperature=0.5-1"),
     *("score-dpo-1", "alpaca-dpo-1", "lm_eval-reference-0", "compare", "report", "track"),
 }
 

@@ -6,6 +6,7 @@ from mallowspo.layout import REFERENCE, Layout
 from mallowspo.methods import METHODS
 from mallowspo.plan.requests import Requests
 from mallowspo.plan.retries import grown
+from mallowspo.policies import Policy
 from mallowspo.provenance import code_digest, study_code_digest
 from mallowspo.experiments import experiment_file, load_experiment, load_workflow
 from mallowspo.studies.kinds import KINDS
@@ -28,6 +29,7 @@ STORE = ["--store", WORKFLOW.tracking_uri] if WORKFLOW.tracking_uri else []
 PATH = Layout(RESULTS, "{experiment}")
 # What jobs ask for that hold a model: as `mallowspo plan` tells, or as the experiment says.
 REQUESTS = {name: Requests(experiment, RESULTS, workflow.cores or 1) for name, experiment in EXPERIMENTS.items()}
+OTHER = PATH.other_pairs("{pair_set}")
 
 
 def one_of(names):
@@ -38,9 +40,10 @@ def one_of(names):
 wildcard_constraints:
     experiment=one_of(COMPARISONS),
     model_key=one_of(MODELS),
-    method="[a-z][a-z0-9_]*",
+    method="[a-z][a-z0-9_]*(@[a-z]+=[0-9.]+)?",
     seed="-?[0-9]+",
     split="train|test",
+    pair_set=one_of(sorted({name for item in COMPARISONS for name in EXPERIMENTS[item].evaluation.other_pairs})),
     shard="[0-9]+",
     shards="[0-9]+",
 
@@ -55,9 +58,10 @@ def model_folder(wildcards):
 
 
 def policy_folder(wildcards):
-    if wildcards.method == REFERENCE:
+    label = Policy.parse(wildcards.method).label
+    if label == REFERENCE:
         return model_folder(wildcards)
-    return layout(wildcards.experiment).run(wildcards.method, wildcards.seed) / "model"
+    return layout(wildcards.experiment).run(label, wildcards.seed) / "model"
 
 
 def policies(name):
@@ -70,6 +74,11 @@ def call(wildcards):
     return ["--results", RESULTS, FILES[wildcards.experiment]]
 
 
+def call_with_pair_set(wildcards):
+    """The same, of a further set of pairs."""
+    return [*call(wildcards), "--pairs", wildcards.pair_set]
+
+
 def stage(name):
     """What a stage's results depend on besides its input: the settings that it reads, and its code.
 
@@ -78,8 +87,9 @@ def stage(name):
     """
 
     def digest(wildcards):
-        method = getattr(wildcards, "method", None) if name == "train" else None
-        return f"{EXPERIMENTS[wildcards.experiment].stage_digest(name, method)}-{code_digest(name)}"
+        part = {"train": "method", "other-pairs": "pair_set"}.get(name)
+        own = getattr(wildcards, part) if part else None
+        return f"{EXPERIMENTS[wildcards.experiment].stage_digest(name, own)}-{code_digest(name)}"
 
     return digest
 
@@ -147,6 +157,12 @@ def pair_sources(wildcards):
     return [place] if kind == "path" else []
 
 
+def other_pair_source(wildcards):
+    """The file of a further set of pairs, or none for the hub."""
+    source = EXPERIMENTS[wildcards.experiment].evaluation.other_pairs[wildcards.pair_set].source
+    return [source.removeprefix("path:")] if source.startswith("path:") else []
+
+
 def tokens_for_scoring(wildcards):
     """What the reference scores: both splits, and itself."""
     place = layout(wildcards.experiment)
@@ -192,10 +208,28 @@ def scores(wildcards):
         folder = layout(name).scores(method, seed)
         files.append(folder / "score.parquet")
         if method != REFERENCE:
-            files += [folder / "pairs.parquet", folder / "alpaca.parquet"]
+            files += [folder / file for file in ("pairs.parquet", "alpaca.parquet", "alpaca_against.parquet")]
+            files += [place.scores(method, seed) / "pairs.parquet" for place in other_pair_places(name)]
         if EXPERIMENTS[name].evaluation.lm_eval:
-            files.append(folder / "lm_eval.parquet")
-    return files
+            files += [folder / "lm_eval.parquet", folder / "lm_eval.json"]
+    return [*files, *(layout(name).scores(*variant) / "score.parquet" for variant in EXPERIMENTS[name].variants())]
+
+
+def other_pair_places(name):
+    """Where each further set of pairs lies."""
+    return [layout(name).other_pairs(pair_set) for pair_set in EXPERIMENTS[name].evaluation.other_pairs]
+
+
+def all_test_pairs(wildcards):
+    """The held-out pairs, and those of every further set."""
+    name = wildcards.experiment
+    return [place.pairs("test") for place in (layout(name), *other_pair_places(name))]
+
+
+def all_test_references(wildcards):
+    """What the reference says of them."""
+    name = wildcards.experiment
+    return [place.reference("test") for place in (layout(name), *other_pair_places(name))]
 
 
 def runs(wildcards):

@@ -55,14 +55,33 @@ rule score:
         " > {log:q} 2>&1"
 
 
-use rule score as score_reference with:
+# Of the reference, and of policies at another temperature, the answers alone.
+use rule score as score_answers with:
     output:
         scores=SCORES / "score.parquet",
     wildcard_constraints:
-        method=REFERENCE,
+        method=f"{REFERENCE}|[^/]+@[^/]+",
 
 
-ruleorder: score_reference > score
+ruleorder: score_answers > score
+
+
+# Of a further set of pairs, the pairs alone.
+use rule score as score_other_pairs with:
+    input:
+        policy=policy_folder,
+        pairs=OTHER.pairs("test"),
+        tokens=OTHER.tokens("test"),
+        reference=OTHER.reference("test"),
+    output:
+        pairs=OTHER.scores("{method}", "{seed}") / "pairs.parquet",
+    log:
+        PATH.log("score_pairs-{method}-{seed}-{pair_set}"),
+    benchmark:
+        PATH.benchmark("score_pairs-{method}-{seed}-{pair_set}")
+    params:
+        call=call_with_pair_set,
+        depends=stage("score"),
 
 
 rule alpaca:

@@ -49,6 +49,33 @@ rule reference:
         "mallowspo reference {params.call:q} --threads {threads} > {log:q} 2>&1"
 
 
+# A further set of pairs to measure policies on: checked, tokenized and scored by itself, in parts of its own.
+rule other_pairs:
+    input:
+        model=model_folder,
+        sources=other_pair_source,
+    output:
+        pairs=OTHER.pairs("test"),
+        tokens=directory(OTHER.tokens("test")),
+        tokens_summary=OTHER.tokens_summary,
+        reference=OTHER.reference("test"),
+        reference_summary=OTHER.reference_summary,
+    log:
+        PATH.log("other_pairs-{pair_set}"),
+    benchmark:
+        PATH.benchmark("other_pairs-{pair_set}")
+    threads: threads_beside(1)
+    resources:
+        mem_mb=memory_of,
+        runtime=minutes_of,
+        gpu=gpus_of,
+    params:
+        call=call,
+        depends=stage("other-pairs"),
+    shell:
+        "mallowspo other-pairs {params.call:q} --set {wildcards.pair_set} --threads {threads} > {log:q} 2>&1"
+
+
 rule dispersion:
     input:
         beside_the_reference_table,

@@ -5,12 +5,13 @@ rule compare:
     input:
         scores=scores,
         dispersion=PATH.dispersion,
-        pairs=PATH.pairs("test"),
-        reference=PATH.reference("test"),
+        pairs=all_test_pairs,
+        reference=all_test_references,
     output:
         by_group=PATH.accuracy_by_group,
         estimates=PATH.estimates,
         frontier=PATH.frontier,
+        variants=PATH.variants,
         comparison=PATH.comparison,
         interaction=PATH.interaction,
     log:
@@ -35,6 +36,7 @@ rule report:
         runs=runs,
         estimates=PATH.estimates,
         frontier=PATH.frontier,
+        variants=PATH.variants,
         comparison=PATH.comparison,
         interaction=PATH.interaction,
         by_group=PATH.accuracy_by_group,
