@@ -4,13 +4,19 @@ Neither changes a result: what is computed again has the same bits.
 """
 
 import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from mallowspo.head_chunks import working_bytes
 from mallowspo.memory_formula import MEBIBYTE, PROCESS, USED, MemoryPlan, fit, fixed_bytes, recomputed_bytes
-from mallowspo.packing import Row, make_batch
+from mallowspo.packing import Batch, Row, make_batch
 from mallowspo.scoring import Scorer
 
 logger = logging.getLogger(__name__)
@@ -18,14 +24,24 @@ logger = logging.getLogger(__name__)
 #: Tokens of the two trials that the cost of a token is told from.
 TRIAL = (32, 96)
 
+#: What a layer keeps in float32 on a CPU; see `keeps_products`.
+PRODUCTS = [
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+]
+
 
 def plan(scorer: Scorer, tokens: int, budget: int) -> MemoryPlan:
     """How to train within `budget` bytes with `tokens` tokens of a batch in memory; told if it does not fit at all."""
     fixed = _fixed(scorer.model) + (PROCESS if scorer.device.type == "cpu" else 0)
-    once, each = _activations(scorer)
+    once, whole = _activations(scorer)
     head = working_bytes(scorer.vocabulary, scorer.hidden_size)
     config = scorer.causal.config
-    recomputed = recomputed_bytes(max(1, int(config.num_hidden_layers)), int(config.hidden_size), each)
+    layers, hidden = max(1, int(config.num_hidden_layers)), int(config.hidden_size)
+    recomputed = recomputed_bytes(layers, hidden, whole)
+    each = recomputed + _of_a_token(scorer, _product_bytes)[1] if keeps_products(scorer) else whole
     chosen = fit(fixed, once, each, recomputed, head, tokens, budget)
     if not chosen.fits:
         logger.warning(
@@ -39,10 +55,19 @@ def plan(scorer: Scorer, tokens: int, budget: int) -> MemoryPlan:
 def apply(scorer: Scorer, chosen: MemoryPlan) -> None:
     """Set the model and its scorer to the plan."""
     scorer.softmax_kept = chosen.softmax_kept
-    if chosen.checkpointing:
-        scorer.model.activation_checkpointing_enable(  # type: ignore[operator]
-            activation_checkpointing_kwargs={"use_reentrant": False}
-        )
+    if chosen.checkpointing or keeps_products(scorer):
+        arguments: dict[str, Any] = {"use_reentrant": False}
+        if not chosen.checkpointing:
+            arguments["context_fn"] = partial(create_selective_checkpoint_contexts, PRODUCTS)
+        scorer.model.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)  # type: ignore[operator]
+
+
+def keeps_products(scorer: Scorer) -> bool:
+    """Whether layers keep their products and attentions at most, and compute again what lies between (norms, rotary
+    positions, activations): in float32 on a CPU, where it takes no measurable time and 40 % less memory. Under
+    bfloat16 it takes a tenth of the time, for the casts; adapters have twice the products."""
+    trained = all(parameter.requires_grad for parameter in scorer.model.parameters())
+    return scorer.device.type == "cpu" and scorer.precision == "float32" and trained
 
 
 def available(device: str, memory_mb: int) -> int:
@@ -56,8 +81,14 @@ def _fixed(model: nn.Module) -> int:
 
 
 def _activations(scorer: Scorer) -> tuple[int, int]:
-    """Bytes that the body keeps for its backward: whatever the batch (weights in another precision), and a token."""
-    few, many = (_saved_bytes(scorer, tokens) for tokens in TRIAL)
+    """Bytes that the body keeps for its backward where nothing is computed again: whatever the batch (weights in
+    another precision), and a token."""
+    return _of_a_token(scorer, _saved_bytes)
+
+
+def _of_a_token(scorer: Scorer, bytes_of: Callable[[Scorer, int], int]) -> tuple[int, int]:
+    """Bytes whatever the batch, and a token's, told from two short rows."""
+    few, many = (bytes_of(scorer, tokens) for tokens in TRIAL)
     each = max(0, many - few) // (TRIAL[1] - TRIAL[0])
     return max(0, few - TRIAL[0] * each), each
 
@@ -73,8 +104,30 @@ def _saved_bytes(scorer: Scorer, tokens: int) -> int:
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    row = Row([at % scorer.vocabulary for at in range(tokens)], [0])
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        scores = scorer(make_batch([row]))
+        scores = scorer(_row_of(tokens, scorer.vocabulary))
     del scores
     return sum(saved.values())
+
+
+def _product_bytes(scorer: Scorer, tokens: int) -> int:
+    """Of the results of `PRODUCTS`, for one row with so many tokens."""
+    with torch.no_grad(), _Products() as products:
+        scorer(_row_of(tokens, scorer.vocabulary))
+    return int(products.bytes)
+
+
+class _Products(TorchDispatchMode):
+    """Adds up what `PRODUCTS` give."""
+
+    bytes: int = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        result = operation(*arguments, **(keywords or {}))
+        if operation in PRODUCTS:
+            self.bytes += sum(tensor.nbytes for tensor in tree_leaves(result) if isinstance(tensor, torch.Tensor))
+        return result
+
+
+def _row_of(tokens: int, vocabulary: int) -> Batch:
+    return make_batch([Row([at % vocabulary for at in range(tokens)], [0])])

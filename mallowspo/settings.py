@@ -222,7 +222,7 @@ class TrainingSettings(Section):
     max_gradient_norm: float = Field(default=1.0, gt=0)
     pairs_per_step: int = Field(ge=1, description="effective batch: pairs behind one optimizer step")
     tokens_per_batch: int = Field(
-        default=2048,
+        default=1024,
         ge=1,
         description="tokens (prompt, chosen and rejected of each pair) in one forward and backward: the step's pairs "
         "are taken in parts that fit, a longer pair alone. For memory and speed; no choice of pairs depends on it",

@@ -33,7 +33,7 @@ class Options:
     batch: int = 4
     steps: int = 4
     max_length: int = 512
-    tokens_per_batch: int = 2048
+    tokens_per_batch: int = 1024
     memory_mb: int = 8000
     dtype: str = "float32"
     lora: bool = False

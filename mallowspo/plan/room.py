@@ -37,9 +37,11 @@ def training_memory(
     trained = 4 * (adapter_parameters(shape, training.lora) if training.lora else shape.parameters)
     weights = 4 * shape.parameters + (trained if training.lora else 0)
     fixed = fixed_bytes(weights, trained) + (0 if on_gpu else PROCESS)
-    each = kept_of_a_token(shape, precision, training.lora is not None)
+    whole = kept_of_a_token(shape, precision, training.lora is not None)
+    recomputed = recomputed_bytes(shape.layers, shape.hidden, whole)
+    products_alone = not on_gpu and precision == "float32" and training.lora is None
+    each = recomputed + products_of_a_token(shape) if products_alone else whole
     once = BYTES[precision] * shape.body if precision != "float32" else 0
-    recomputed = recomputed_bytes(shape.layers, shape.hidden, each)
     head = working_bytes(shape.vocabulary, shape.hidden)
     tokens = pairs.largest_batch(training.tokens_per_batch, training.pairs_per_step)
     return fit(fixed, once, each, recomputed, head, tokens, budget)
@@ -62,6 +64,14 @@ def kept_of_a_token(shape: Shape, precision: str, adapters: bool = False) -> int
         + intermediate * shape.intermediate * (4 if shape.gated else 2)
     )
     return round(shape.layers * a_layer)
+
+
+def products_of_a_token(shape: Shape) -> int:
+    """Bytes of its products and attentions in float32: queries, keys, values, what is attended to, and the attention's,
+    the intermediate and the output product."""
+    wide, narrow = shape.attention_width, shape.key_value_heads * shape.head_size
+    units = 2 * wide + 2 * narrow + 2 * shape.hidden + (2 if shape.gated else 1) * shape.intermediate
+    return 4 * shape.layers * units
 
 
 def adapter_parameters(shape: Shape, lora: LoraSettings) -> int:

@@ -1,7 +1,11 @@
 """The memory plan: its estimates against what is there, and its choices."""
 
+import ctypes
+import platform
+
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from mallowspo import memory
 from mallowspo.head_chunks import KEEP
@@ -51,8 +55,8 @@ def test_fixed_memory_is_weights_gradients_and_two_moments(scorer):
 def test_with_room_all_is_kept_and_without_it_is_computed_again(scorer):
     ample = memory.plan(scorer, 4000, 1 << 40)
     assert (ample.checkpointing, ample.softmax_kept) == (False, KEEP)
-    tight = memory.plan(scorer, 4000, int((ample.fixed + ample.head + 0.7 * ample.activations) / memory.USED))
-    assert tight.checkpointing and tight.activations < 0.6 * ample.activations  # one of two layers, and inputs
+    tight = memory.plan(scorer, 4000, int((ample.fixed + ample.head + 0.9 * ample.activations) / memory.USED))
+    assert tight.checkpointing and tight.activations < 0.9 * ample.activations  # one of two layers, and inputs
     between = memory.plan(scorer, 4000, int((ample.total - KEEP + 10_000) / memory.USED))
     assert not between.checkpointing and 0 < between.softmax_kept <= 10_000
 
@@ -60,3 +64,43 @@ def test_with_room_all_is_kept_and_without_it_is_computed_again(scorer):
 def test_a_batch_that_cannot_fit_is_told(scorer, caplog):
     assert memory.plan(scorer, 10_000, memory.PROCESS).softmax_kept == 0
     assert "lower training.tokens_per_batch, or raise compute.memory_mb" in caplog.text
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc what is in use")
+def test_layers_that_keep_products_alone_hold_what_the_plan_says():
+    sizes = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 6, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=256, num_hidden_layers=12, max_position_embeddings=4096, **sizes)
+    model = LlamaForCausalLM(config)
+    model.set_attn_implementation("sdpa")
+    scorer = Scorer(model.train(), "float32")
+    chosen = memory.plan(scorer, 2000, 1 << 40)
+    whole = [held_after_forward(scorer, tokens) for tokens in (1000, 3000)]
+    memory.apply(scorer, chosen)
+    kept = [held_after_forward(scorer, tokens) for tokens in (1000, 3000)]
+    assert chosen.activations == pytest.approx(
+        kept[1] - kept[0], rel=0.2
+    )  # of 2000 tokens; and one layer computed again
+    assert kept[1] - kept[0] < 0.75 * (whole[1] - whole[0])
+
+
+def held_after_forward(scorer, tokens):
+    """Bytes that the graph of one row's forward holds, by the allocator's own count."""
+    before = in_use()
+    scores = scorer(make_batch([Row([7] * tokens, [3])]))
+    held = in_use() - before
+    del scores
+    return held
+
+
+class MallocInformation(ctypes.Structure):
+    """What glibc's mallinfo2 gives."""
+
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+
+def in_use():
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = MallocInformation
+    found = libc.mallinfo2()
+    return found.uordblks + found.hblkhd  # of the heap, and mapped by itself

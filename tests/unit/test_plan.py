@@ -28,7 +28,7 @@ from mallowspo.plan.data import Data, Pairs, expected
 from mallowspo.plan.hardware import DEVICES
 from mallowspo.plan.requests import UNKNOWN, Request, Requests
 from mallowspo.plan.retries import grown
-from mallowspo.plan.room import adapter_parameters, kept_of_a_token, training_memory
+from mallowspo.plan.room import adapter_parameters, kept_of_a_token, products_of_a_token, training_memory
 from mallowspo.plan.shapes import KNOWN, Shape, from_config, shape_of
 from mallowspo.plan.stages import Case
 from mallowspo.plan.work import pair_parts, prompts_read, scoring, training
@@ -199,6 +199,9 @@ def test_reading_prompts_does_the_operations_of_the_formula():
 def test_what_is_kept_of_a_token_is_about_what_autograd_keeps(config, precision):
     _, each = memory._activations(scorer_of(config, precision))
     assert kept_of_a_token(from_config(config.to_dict(), ""), precision) == pytest.approx(each, rel=0.05)
+    if precision == "float32":
+        _, products = memory._of_a_token(scorer_of(config, precision), memory._product_bytes)
+        assert products_of_a_token(from_config(config.to_dict(), "")) == pytest.approx(products, rel=0.01)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
