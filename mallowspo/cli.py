@@ -325,6 +325,21 @@ def track(
 
 
 @app.command()
+def server(
+    results: Results = "results",
+    host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0: every one")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="TCP port")] = 5000,
+    workers: Annotated[int, typer.Option(min=1, help="processes")] = 2,
+    auth: Annotated[bool, typer.Option(help="ask for user and password (pip install 'mlflow[auth]')")] = False,
+) -> None:
+    """Start the MLflow server that jobs and users share. Its store: MLFLOW_BACKEND_STORE_URI, else the workflow's."""
+    from mallowspo.tracking import server as stage
+
+    store = os.environ.get("MLFLOW_BACKEND_STORE_URI") or _workflow(results).store
+    stage.run(store, Path(results) / "mlartifacts", host, port, workers, auth)
+
+
+@app.command()
 def study(experiment: ExperimentName, results: Results = "results", threads: Threads = 0) -> None:
     """Run an experiment that is no comparison (its key `kind` says which study): tables, figures, page."""
     from mallowspo.models import use_threads
@@ -431,6 +446,13 @@ def _known(method: str, settings: Experiment, *also: str) -> None:
         raise InputError(f"--method {method}: the experiment has {', '.join(names)}")
 
 
+def _other_pairs(name: str, settings: Experiment) -> OtherPairsSettings:
+    sets = settings.evaluation.other_pairs
+    if name not in sets:
+        raise InputError(f"'{name}' is no set under evaluation.other_pairs; there are: {', '.join(sets) or 'none'}")
+    return sets[name]
+
+
 def _judge_settings(file: str | None) -> Any:
     from mallowspo.judges.settings import JudgeSettings
 
@@ -446,13 +468,6 @@ def _workflow(results: str) -> Any:
 def main() -> None:
     """Run a command; bad input ends with its one line and status 2."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-def _other_pairs(name: str, settings: Experiment) -> OtherPairsSettings:
-    sets = settings.evaluation.other_pairs
-    if name not in sets:
-        raise InputError(f"'{name}' is no set under evaluation.other_pairs; there are: {', '.join(sets) or 'none'}")
-    return sets[name]
-
-
     for noisy in ("httpx", "httpx2", "absl", "urllib3", "filelock", "fontTools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

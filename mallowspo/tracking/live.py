@@ -15,7 +15,15 @@ from mallowspo.errors import InputError
 from mallowspo.layout import Layout
 from mallowspo.tracking.contents import curve_values
 from mallowspo.tracking.store import connect, hide_credentials, http_limits, prepare_store, store_errors
-from mallowspo.tracking.whole import all_runs, child_tags, experiment_id, log_metrics, stored_curves
+from mallowspo.tracking.whole import (
+    all_runs,
+    child_tags,
+    experiment_id,
+    is_ours,
+    log_metrics,
+    results_tag,
+    stored_curves,
+)
 
 log = logging.getLogger("mallowspo.tracking")
 
@@ -97,10 +105,15 @@ class LiveTracking:
         prepare_store(self._uri, timeout=5)
         client = connect(self._uri)
         experiment = experiment_id(client, self._layout, self._uri)
-        found = [run for run in all_runs(client, experiment) if self._tags.items() <= run.data.tags.items()]
+        found = [
+            run
+            for run in all_runs(client, experiment)
+            if self._tags.items() <= run.data.tags.items() and is_ours(run, self._layout)
+        ]
         if found:
             self._stored = stored_curves(client, found[-1])
-        run = found[-1] if found else client.create_run(experiment, tags=self._tags, run_name=self._name)
+        tags = {**self._tags, **results_tag(self._layout)}
+        run = found[-1] if found else client.create_run(experiment, tags=tags, run_name=self._name)
         self._run_id = run.info.run_id
         self._client = client
 

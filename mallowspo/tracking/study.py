@@ -21,6 +21,7 @@ from mallowspo.tracking.whole import (
     log_metrics,
     mark_superseded,
     open_store,
+    results_tag,
     set_tags,
 )
 
@@ -56,13 +57,14 @@ def _write(client: Any, experiment: str, layout: Layout, study: Study, found: di
     metrics = {metric_name(name): value for name, value in found["numbers"].items()}
     log_metrics(client, run_id, [(key, value, now, 0) for key, value in metrics.items() if key not in run.data.metrics])
     described = {"mallowspo.version": __version__, "mallowspo.git_commit": str(found["environment"]["git_commit"])}
-    set_tags(client, run, {"mlflow.note.content": study.title, **described, SUPERSEDED: "false"})
+    described |= {"mlflow.note.content": study.title, **results_tag(layout), SUPERSEDED: "false"}
+    set_tags(client, run, described)
     for file in (layout.settings, layout.report, layout.study):
         client.log_artifact(run_id, str(file))
     for folder in (layout.figures, layout.tables):
         client.log_artifacts(run_id, str(folder), folder.name)
     finish(client, run, now)
-    mark_superseded(client, runs, {run_id})
+    mark_superseded(client, runs, {run_id}, layout)
     return run_id
 
 

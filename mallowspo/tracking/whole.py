@@ -19,6 +19,8 @@ from mallowspo.tracking.store import connect, hide_credentials, http_limits, pre
 
 KIND, DIGEST, METHOD, SEED = "mallowspo.kind", "mallowspo.digest", "mallowspo.method", "mallowspo.seed"
 SUPERSEDED, PARENT = "mallowspo.superseded", "mlflow.parentRunId"
+#: The results folder that a run is a copy of: several users' results of one name may share a store.
+RESULTS = "mallowspo.results"
 #: What MLflow takes in one call.
 METRICS_A_CALL = 1000
 
@@ -119,6 +121,17 @@ def child_tags(method: str, seed: int, digest: str) -> dict[str, str]:
     return {KIND: "training", METHOD: method, SEED: str(seed), DIGEST: digest}
 
 
+def results_tag(layout: Layout) -> dict[str, str]:
+    """The tag that says whose run it is."""
+    return {RESULTS: str(Path(layout.results).resolve())}
+
+
+def is_ours(run: Any, layout: Layout) -> bool:
+    """Whether a run belongs to these results; one without the tag, from an older version, does."""
+    (place,) = results_tag(layout).values()
+    return bool(run.data.tags.get(RESULTS, place) == place)
+
+
 def stored_curves(client: Any, run: Any) -> dict[str, dict[int, float]]:
     """What the store holds of a run's curves: metric -> step -> value."""
     keys = [key for key in run.data.metrics if key.startswith("train/")]
@@ -149,10 +162,10 @@ def finish(client: Any, run: Any, ended: int) -> None:
         client.set_terminated(run.info.run_id, "FINISHED", ended)
 
 
-def mark_superseded(client: Any, runs: list[Any], present: set[str]) -> None:
-    """Tag the runs of ours that are no part of the present results."""
+def mark_superseded(client: Any, runs: list[Any], present: set[str], layout: Layout) -> None:
+    """Tag the runs of these results that are no part of them any more; another user's are left alone."""
     for run in runs:
-        if KIND in run.data.tags and run.info.run_id not in present:
+        if KIND in run.data.tags and run.info.run_id not in present and is_ours(run, layout):
             set_tags(client, run, {SUPERSEDED: "true"})
 
 
@@ -170,7 +183,7 @@ class _Writer:
         parent = self._parent(title, experiment)
         data = self._data_set(experiment)
         ids = {f"{child.method}/{child.seed}": self._child(parent, child, data) for child in children}
-        mark_superseded(self.client, self.runs, {parent, *ids.values()})
+        mark_superseded(self.client, self.runs, {parent, *ids.values()}, self.layout)
         return {
             "experiment_id": self.experiment,
             "parent_run_id": parent,
@@ -186,16 +199,17 @@ class _Writer:
         }
 
     def _with_tags(self, tags: dict[str, str]) -> list[Any]:
-        return [run for run in self.runs if tags.items() <= run.data.tags.items()]
+        """Runs with these tags, our own first: an equal run of another results folder (a moved one, say) will do."""
+        found = [run for run in self.runs if tags.items() <= run.data.tags.items()]
+        return sorted(found, key=lambda run: not is_ours(run, self.layout))
 
     def _parent(self, title: str, experiment: Experiment) -> str:
         tags = {KIND: "experiment", DIGEST: experiment.identity}
         found = self._with_tags(tags)
         run = found[0] if found else self.client.create_run(self.experiment, tags=tags, run_name=self.layout.experiment)
         run_id: str = run.info.run_id
-        set_tags(
-            self.client, run, {"mlflow.note.content": title, "mallowspo.version": __version__, SUPERSEDED: "false"}
-        )
+        described = {"mlflow.note.content": title, "mallowspo.version": __version__}
+        set_tags(self.client, run, {**described, **results_tag(self.layout), SUPERSEDED: "false"})
         for file in (self.layout.settings, self.layout.report):
             self.client.log_artifact(run_id, str(file))
         self.client.log_artifacts(run_id, str(self.layout.figures), "figures")
@@ -239,7 +253,7 @@ class _Writer:
         if params:
             self.client.log_batch(run_id, params=params, synchronous=True)
         log_metrics(self.client, run_id, missing)
-        set_tags(self.client, run, {**child.tags, PARENT: parent, SUPERSEDED: "false"})
+        set_tags(self.client, run, {**child.tags, **results_tag(self.layout), PARENT: parent, SUPERSEDED: "false"})
         self.client.log_inputs(run_id, [data])
         for file in child.files:
             self.client.log_artifact(run_id, str(file))

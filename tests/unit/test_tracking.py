@@ -141,7 +141,8 @@ def test_called_again_nothing_is_doubled(results):
     assert len(results.runs()) == 5
     # 16 curves of 12 steps, 14 evaluation values, and the seconds and tokens of the training
     assert first["metrics"]["dpo/0"] == {"curves": 16 * STEPS, "evaluation": 16, "not_finite": 0}
-    assert rows == 4 * (16 * STEPS + 16)
+    # ... and the win rate against the baseline, of the other method's two runs
+    assert rows == 4 * (16 * STEPS + 16) + 2
 
 
 def test_partly_filled_store_is_completed(results):
@@ -198,6 +199,20 @@ def test_superseded_run_is_kept_and_tagged(results):
     tags = {run.info.run_id: run.data.tags.get("mallowspo.superseded") for run in results.runs()}
     assert tags[before["children"]["dpo/0"]] == "false"
     assert tags[after["children"]["dpo/0"]] == "true"
+
+
+def test_two_users_with_one_store_leave_each_others_runs_alone(results, tmp_path):
+    mine = results.track()
+    other = Results(Layout(str(tmp_path / "other"), "made_up"), results.experiment, results.uri)
+    shutil.copytree(results.layout.root, other.layout.root)
+    summary = other.layout.run("dpo", 0) / "summary.json"
+    write_json(summary, read_json(summary) | {"digest": "another"})
+    theirs = other.track()
+    assert theirs["children"]["dpo/0"] != mine["children"]["dpo/0"]
+    # What is equal is one run for both.
+    assert theirs["children"]["dpo/1"] == mine["children"]["dpo/1"]
+    assert results.track() == mine
+    assert {run.data.tags["mallowspo.superseded"] for run in results.runs()} == {"false"}
 
 
 def test_other_values_under_the_same_digest_get_a_run_of_their_own(results):
