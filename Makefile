@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 SNAKEMAKE := snakemake --cores all --rerun-incomplete --quiet rules
 RESULTS := results
 
-.PHONY: setup demo smoke test test-statistics lint ui clean
+.PHONY: setup demo smoke test test-statistics test-cluster lint ui clean
 
 setup: .venv/ready
 
@@ -20,7 +20,7 @@ setup: .venv/ready
 	touch $@
 
 .venv/ready-for-tests: .venv/ready
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench,dev,slurm]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench,dev,postgres,slurm]'
 	touch $@
 
 demo: setup
@@ -38,6 +38,11 @@ test: .venv/ready-for-tests
 test-statistics: .venv/ready-for-tests
 	$(BIN)/pytest tests/statistics
 
+# Minutes: a real Slurm and a real PostgreSQL on this machine, and what breaks; prints the table of docs/cluster.md.
+test-cluster: .venv/ready-for-tests
+	[ "$$(id -u)" != 0 ] || { tests/slurm/slurm_loopback.sh install && tests/slurm/postgres_loopback.sh install; }
+	$(BIN)/pytest tests/slurm
+
 lint: .venv/ready-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,10 +56,7 @@ lint: .venv/ready-for-tests
 	done
 
 ui: setup
-	$(BIN)/python -c "from mallowspo.tracking import prepare_store; prepare_store('sqlite:///$(RESULTS)/mlflow.db')"
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui \
-	    --backend-store-uri sqlite:///$(RESULTS)/mlflow.db --default-artifact-root $(RESULTS)/mlartifacts \
-	    --host 127.0.0.1 --port 5000 --workers 1
+	$(BIN)/mallowspo server --results $(RESULTS)
 
 clean:
 	rm -rf .venv .snakemake build *.egg-info
