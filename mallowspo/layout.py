@@ -84,6 +84,10 @@ class Layout:
         """Folder of one training run."""
         return self.root / "runs" / method / f"seed={seed}"
 
+    def training_lock(self, method: str, seed: str | int) -> Path:
+        """Held by the job that trains."""
+        return self.root / "locks" / f"{method}-{seed}"
+
     def samples(self, method: str, seed: str | int) -> Path:
         return self.root / "samples" / method / f"seed={seed}" / "answers.jsonl"
 

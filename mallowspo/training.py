@@ -8,7 +8,7 @@ checkpoint, and what a later stage reads appears only when it is whole.
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from mallowspo.errors import InputError
 from mallowspo.examples import Examples, load_examples
 from mallowspo.files import (
     digest,
+    held_alone,
     read_json,
     sha256_file,
     whole_directory,
@@ -69,11 +70,30 @@ def run(
         live_store: MLflow store that also gets the curves while the training runs; its failures never stop it.
 
     Raises:
-        InputError: the tables lack a pair or belong to another model, or a loss, gradient or weight is not finite.
+        InputError: the tables lack a pair or belong to another model, a loss, gradient or weight is not finite, or
+            another job is at this very training.
     """
+    processes = Processes.of_environment()
+    busy = f"{layout.run(label, seed)}: another job is at this training; wait for it, or end it first"
+    alone = held_alone(layout.training_lock(label, seed), busy)
+    with alone if processes.first else nullcontext():
+        _run(view, method, label, seed, layout, model_folder, device, memory_mb, live_store, processes)
+
+
+def _run(
+    view: Any,
+    method: Any,
+    label: str,
+    seed: int,
+    layout: Layout,
+    model_folder: Path,
+    device: str,
+    memory_mb: int,
+    live_store: str | None,
+    processes: Processes,
+) -> None:
     device = resolve_device(device)
     precision = resolve_precision(view.model.precision, device)
-    processes = Processes.of_environment()
     folder = layout.run(label, seed)
     work = folder / "work"
     identity = _identity(view, method, seed, layout, model_folder, precision)
