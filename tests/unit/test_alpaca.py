@@ -269,14 +269,15 @@ def test_another_judge_than_the_reward_keeps_its_judgements(layout: Layout, tmp_
     assert len(kept) == 1 and len(read_jsonl(kept[0])) == 16
 
 
-def test_another_judge_or_opponent_runs_the_stage_again_and_no_other_result() -> None:
+def test_another_judge_runs_the_stage_again_and_another_opponent_the_comparison_too() -> None:
     values = read_yaml(Path(__file__).parents[2] / "config/experiments/smoke.yaml")
     before = Experiment.model_validate(values)
     for changed in ({"judge": "openai:gpt-4o"}, {"against": []}, {"settings": {"orders": "one"}}):
         evaluation = {**values["evaluation"], "alpaca": changed}
         after = Experiment.model_validate({**values, "evaluation": evaluation})
         stages = {stage for stage in STAGE_READS if before.stage_digest(stage) != after.stage_digest(stage)}
-        assert stages == {"alpaca", "report"}
+        compared = {"compare"} if "against" in changed else set()
+        assert stages == {"alpaca", "report"} | compared
     with pytest.raises(ValueError, match="'gpt4.json' is none of baseline, path:FILE"):
         AlpacaSettings(against=["gpt4.json"])
     with pytest.raises(ValueError, match="unknown judge 'gpt-4'"):

@@ -160,7 +160,7 @@ def test_what_seeds_leave_open_is_told_of_these_runs(made):
     row = row.assign(
         **family, ci_low=-0.1, ci_high=0.5, difference=0.2, p_equivalence=0.5, n_needed_two_points=math.inf
     )
-    results.comparison.loc[row.index, "p_policies"] = 1e-4
+    results.comparison.loc[row.index, "p_policies"] = 1e-6
     told = summary._told(results, next(row.assign(seeds_needed_two_points=31.0).itertuples()))
     assert told.startswith(
         "cannot be told apart with 2 seeds, though these runs are higher on new prompts (Holm p < 0.001"
