@@ -1,12 +1,10 @@
 """Files that appear whole or not at all, and digests of what is in them."""
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,29 +134,3 @@ def whole_directory(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def held_alone(file: Path, busy: str, patience: float = 60.0) -> Iterator[None]:
-    """One process at a time enters, among those that name this lock file; the kernel opens the lock of a killed one.
-    The file stays: were it removed, one that waits would hold another file than the next to come.
-
-    Args:
-        busy: what to say where another process is inside.
-        patience: seconds to wait for it; one that was told to end takes a while.
-
-    Raises:
-        InputError: it is still inside.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + patience
-    with file.open("w") as handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise InputError(busy) from None
-                time.sleep(min(1.0, patience))
-        yield

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from torch import nn
 from transformers import TrainingArguments, set_seed
 
@@ -23,7 +24,6 @@ from mallowspo.errors import InputError
 from mallowspo.examples import Examples, load_examples
 from mallowspo.files import (
     digest,
-    held_alone,
     read_json,
     sha256_file,
     whole_directory,
@@ -48,6 +48,9 @@ logger = logging.getLogger(__name__)
 #: Largest |margin| allowed before the first step, nats: the policy still is the reference, so only rounding is left.
 #: None is left on a CPU; products on a GPU, above all in bfloat16, are rounded otherwise in another batch.
 STEP0_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
+
+#: Seconds to wait for another job at the same training: one that was told to end takes a while.
+PATIENCE = 60.0
 
 
 def run(
@@ -74,10 +77,24 @@ def run(
             another job is at this very training.
     """
     processes = Processes.of_environment()
-    busy = f"{layout.run(label, seed)}: another job is at this training; wait for it, or end it first"
-    alone = held_alone(layout.training_lock(label, seed), busy)
-    with alone if processes.first else nullcontext():
+    with _alone(layout, label, seed) if processes.first else nullcontext():
         _run(view, method, label, seed, layout, model_folder, device, memory_mb, live_store, processes)
+
+
+@contextmanager
+def _alone(layout: Layout, label: str, seed: int) -> Iterator[None]:
+    """Held by one job at a time; that of a killed one is open."""
+    lock = FileLock(layout.training_lock(label, seed), timeout=PATIENCE)
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        folder = layout.run(label, seed)
+        raise InputError(f"{folder}: another job is at this training; wait for it, or end it first") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _run(

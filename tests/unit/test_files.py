@@ -1,8 +1,6 @@
 """Files appear whole or not at all."""
 
 import math
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -76,24 +74,3 @@ def test_broken_files_are_named(tmp_path):
 def test_digest_ignores_key_order_only():
     assert files.digest({"a": 1, "b": [1, 2]}) == files.digest({"b": [1, 2], "a": 1})
     assert files.digest([1, 2]) != files.digest([2, 1])
-
-
-def test_one_process_at_a_time_holds_a_lock(tmp_path):
-    lock = tmp_path / "locks/a"
-    code = f"""
-import sys, time
-from pathlib import Path
-from mallowspo.files import held_alone
-with held_alone(Path({str(lock)!r}), "busy"):
-    print("in", flush=True)
-    time.sleep(60)
-"""
-    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert other.stdout.readline() == "in\n"
-    with pytest.raises(InputError, match="a is busy"), files.held_alone(lock, "a is busy", patience=0.1):
-        pass
-    other.kill()
-    other.wait()
-    for _ in range(2):  # a killed process holds nothing, and one that left neither
-        with files.held_alone(lock, "a is busy", patience=5):
-            pass

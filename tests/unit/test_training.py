@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from mallowspo import objectives, training
@@ -209,6 +210,19 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(tmp_path, method, lo
     left, right = (load_file(folder / "model" / "model.safetensors") for folder in (run, uninterrupted))
     assert all(torch.equal(left[name], right[name]) for name in right)
     assert not (run / "work").exists()
+
+
+def test_a_second_job_at_the_same_training_is_refused(tmp_path, monkeypatch):
+    prepared = prepare(tmp_path, pairs=4)
+    lock = prepared[1].training_lock("dpo", 1)
+    lock.parent.mkdir(parents=True)
+    monkeypatch.setattr(training, "PATIENCE", 0.1)
+    with FileLock(lock), pytest.raises(InputError, match="seed=1: another job is at this training"):
+        train(prepared)
+    assert not prepared[1].run("dpo", 1).exists()
+    assert (train(prepared) / "model").exists()  # and it lets go of it when it ends
+    with FileLock(lock, timeout=0):
+        pass
 
 
 def test_a_run_with_other_settings_does_not_resume(tmp_path):
