@@ -118,7 +118,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> Non
 
 
 def _logits_buffer(hidden: Tensor, head: Tensor) -> Tensor:
-    """One buffer for all chunks: taking 50 MB from the system for each would cost more than the product."""
+    """One buffer for all chunks: taking 25 MB from the system for each would cost more than the product."""
     return torch.empty(min(CHUNK, len(hidden)), len(head), dtype=torch.float32, device=hidden.device)
 
 
