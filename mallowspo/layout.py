@@ -64,6 +64,12 @@ class Layout:
         """Which parts a shard of the reference pass left; written when they all are there."""
         return self.root / "reference" / "shards" / f"{number}-of-{count}.json"
 
+    def reference_shards_made(self) -> int:
+        """The number of shards that the reference pass was made in last; 1 where one job did it all."""
+        made = self.reference_shard("*", "*")
+        last = max(made.parent.glob(made.name), key=lambda file: file.stat().st_mtime, default=None)
+        return int(last.stem.rpartition("-")[2]) if last else 1
+
     @property
     def reference_summary(self) -> Path:
         return self.root / "reference" / "reference.json"

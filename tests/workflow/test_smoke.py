@@ -93,6 +93,11 @@ def test_another_time_limit_runs_nothing(smoke, changed):
     assert smoke.planned() == {}
 
 
+def test_another_number_of_shards_runs_nothing(smoke, changed):
+    changed(lambda values: values.update(reference={"shards": 3}))
+    assert smoke.planned() == {}
+
+
 def test_one_more_seed_adds_its_runs_only(smoke, changed):
     changed(lambda values: values.update(seeds=[1, 2]))
     planned = smoke.planned()

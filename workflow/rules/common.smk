@@ -170,10 +170,17 @@ def tokens_for_scoring(wildcards):
 
 
 def reference_shards(wildcards):
-    """Shares of the reference pass that are computed before its tables are put together; none where it is one job."""
+    """Shares of the reference pass that are computed before its tables are put together; none where it is one job.
+
+    Tables that are there keep the shares that they were made of: another number in the settings would be another input,
+    and the tables, with all that was trained on them, would be made again.
+    """
+    place = layout(wildcards.experiment)
     count = EXPERIMENTS[wildcards.experiment].reference.shards
+    if place.reference_summary.exists():
+        count = place.reference_shards_made()
     shards = range(1, count + 1) if count > 1 else []
-    return [layout(wildcards.experiment).reference_shard(shard, count) for shard in shards]
+    return [place.reference_shard(shard, count) for shard in shards]
 
 
 def dispersion_table(wildcards):
