@@ -1,7 +1,6 @@
 """The trainer: transformers.Trainer with the losses of `mallowspo.objectives`, its metrics, and whole checkpoints."""
 
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
+from mallowspo.checkpoints import MarkWhole
 from mallowspo.errors import InputError
 from mallowspo.examples import Examples
-from mallowspo.files import write_text
 from mallowspo.metrics import MetricsFile, StepMetrics
 from mallowspo.objectives import Objective, PairLosses, PairScores, join
 from mallowspo.packing import Batch
@@ -222,27 +221,3 @@ class ObjectiveState(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir or "") / f"checkpoint-{state.global_step}"
         torch.save(self.objective.state_dict(), folder / self.NAME)
-
-
-class MarkWhole(TrainerCallback):
-    """Leaves a mark in each checkpoint once it is whole: one that a kill cut short has none and is not resumed from."""
-
-    NAME = "whole"
-
-    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_save = False  # the end needs no checkpoint: the model itself is saved
-
-    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        write_text(Path(args.output_dir or "") / f"checkpoint-{state.global_step}" / self.NAME, "")
-
-
-def last_checkpoint(work: Path) -> Path | None:
-    """The newest whole checkpoint; those without the mark are removed."""
-    whole = []
-    for folder in work.glob("checkpoint-*"):
-        if (folder / MarkWhole.NAME).exists():
-            whole.append(folder)
-        else:
-            shutil.rmtree(folder)
-    return max(whole, key=lambda folder: int(folder.name.split("-")[1]), default=None)

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import TrainingArguments, set_seed
 
 from mallowspo import memory
+from mallowspo.checkpoints import last_checkpoint
 from mallowspo.errors import InputError
 from mallowspo.examples import Examples, load_examples
 from mallowspo.files import (
@@ -41,7 +42,7 @@ from mallowspo.processes import Processes
 from mallowspo.provenance import code_digest, environment
 from mallowspo.scoring import Scorer
 from mallowspo.tracking import track_live
-from mallowspo.trainer import ObjectiveState, PreferenceTrainer, last_checkpoint
+from mallowspo.trainer import ObjectiveState, PreferenceTrainer
 
 logger = logging.getLogger(__name__)
 
