@@ -100,6 +100,15 @@ METHODS: dict[str, Method] = {
         needs=("lengths",),
         options={"length": "mean", "home_advantage": 0.3},
     ),
+    "sft": Method(
+        link="no_preference",
+        formula="-sft log pi(chosen)",
+        source="maximum likelihood of the chosen responses, the stage before preference optimization: Rafailov et al. "
+        "2023 (arXiv 2305.18290), section 3; reads neither beta nor the rejected responses",
+        margin="log_probability",
+        needs=(),
+        options={"sft": 1.0},
+    ),
     "cpo": Method(
         link="logistic",
         formula="-log sigmoid(b P) - sft log pi(chosen)",

@@ -54,6 +54,11 @@ def cauchy(s: Tensor, weight: Tensor) -> Tensor:
     return math.log(math.pi) - torch.log(torch.atan2(torch.ones_like(s), -weight * s))
 
 
+def no_preference(s: Tensor, weight: Tensor) -> Tensor:
+    """0: no preference, for a row that is its SFT term alone."""
+    return torch.zeros_like(weight * s)
+
+
 def exponential(s: Tensor, weight: Tensor) -> Tensor:
     """exp(-w s)."""
     return torch.exp(-weight * s)
@@ -159,7 +164,7 @@ def _steep_sign(s: Tensor, rate: Tensor, steepness: float) -> Tensor:
 LINKS: dict[str, Link] = {
     link.__name__: link
     for link in (
-        *(logistic, conservative, robust, squared, hinge, cauchy, exponential),
+        *(logistic, conservative, robust, squared, hinge, cauchy, exponential, no_preference),
         *(mallows_phi, ranked_choice),
     )
 }

@@ -417,6 +417,12 @@ class TestEveryRow:
                 assert torch.allclose(alone(scores(moved)).loss, found[batch][run], atol=1e-12)
 
 
+def test_sft_is_the_likelihood_of_the_chosen_response():
+    pairs = scores(MARGIN)
+    assert torch.equal(losses("sft", pairs).loss, -pairs.chosen_logp)
+    assert torch.equal(losses("sft", replace(pairs, rejected_logp=pairs.rejected_logp - 9), beta=7.0).loss, -pairs.chosen_logp)
+
+
 class TestAdaptations:
     def test_beta_dpo_drops_a_share_by_a_seeded_draw(self):
         pairs = scores(torch.linspace(-3, 3, 40))
