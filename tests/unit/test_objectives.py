@@ -420,7 +420,9 @@ class TestEveryRow:
 def test_sft_is_the_likelihood_of_the_chosen_response():
     pairs = scores(MARGIN)
     assert torch.equal(losses("sft", pairs).loss, -pairs.chosen_logp)
-    assert torch.equal(losses("sft", replace(pairs, rejected_logp=pairs.rejected_logp - 9), beta=7.0).loss, -pairs.chosen_logp)
+    assert torch.equal(
+        losses("sft", replace(pairs, rejected_logp=pairs.rejected_logp - 9), beta=7.0).loss, -pairs.chosen_logp
+    )
 
 
 class TestAdaptations:
