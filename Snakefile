@@ -20,5 +20,5 @@ include: "workflow/rules/studies.smk"
 
 rule all:
     input:
-        [layout(name).report for name in EXPERIMENTS],
-        [layout(name).tracked for name in EXPERIMENTS],
+        [layout(name).report for name in ASKED],
+        [layout(name).tracked for name in ASKED],

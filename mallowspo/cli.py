@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from mallowspo.bench.commands import app as bench
+from mallowspo.chains import located
 from mallowspo.errors import InputError
 from mallowspo.evaluation import commands
 from mallowspo.evaluation.settings import OtherPairsSettings
@@ -113,7 +114,7 @@ def model(experiment: ExperimentName, results: Results = "results") -> None:
         raise InputError(f"{experiment_file(experiment)}: has no model to fetch")
     view = settings.stage_view("model")
     folder = Layout(results, experiment_file(experiment).stem).model(settings.model.key)
-    _stage("model").fetch(view.model.source, view.model.sha256, folder)
+    _stage("model").fetch(located(view.model.source, results), view.model.sha256, folder)
 
 
 @app.command()

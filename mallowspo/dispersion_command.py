@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
+from mallowspo.chains import located
 from mallowspo.dispersion import CONVENTIONS, ESTIMATORS
 from mallowspo.errors import InputError
 from mallowspo.files import write_json, write_jsonl, write_parquet
@@ -122,7 +123,7 @@ def _model_folder(request: Request, results: str) -> Path:
         raise InputError(f"--model {request.model}: no such folder, and {problem}") from None
     folder = Layout(results, "").model(settings.key)
     if not (folder / "source.json").exists():
-        fetch(settings.source, settings.sha256, folder)
+        fetch(located(settings.source, results), settings.sha256, folder)
     return folder
 
 

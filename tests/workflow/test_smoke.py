@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from mallowspo.experiments import load_experiment
 from tests.workflow.conftest import Checkout
 
 METHODS = ["dpo", "mallows_theta", "mallows_phi"]
@@ -126,6 +127,39 @@ def test_other_pairs_and_temperatures_reach_the_tables(smoke):
     main = pd.read_csv(tables / "main.csv").set_index("method")["reward"]
     for method in METHODS:
         assert by_temperature.loc[(method, 1.0), "reward"] == pytest.approx(main[method])
+
+
+def test_an_experiment_begins_from_what_another_one_trained(smoke):
+    values = {**yaml.safe_load(experiment(smoke).read_text()), "seeds": [1, 2]}
+    source = "policy:smoke/mallows_theta/seed=1"
+    further = experiment(smoke).with_name("further.yaml")
+    further.write_text(yaml.safe_dump({**values, "model": {"source": source}}, sort_keys=False))
+    try:
+        planned = smoke.planned("further")
+        assert planned["model"] == 1
+        assert planned["train"] == 2 * len(METHODS)  # its own; what it begins from is there
+        key = load_experiment(str(further)).model.key
+        done = smoke.snakemake(f"results/models/{key}", experiments="further")
+        assert done.returncode == 0, done.stderr[-2000:]
+    finally:
+        further.unlink()
+    trained = smoke.folder / "results/smoke/runs/mallows_theta/seed=1/model/model.safetensors"
+    begins = smoke.folder / f"results/models/{key}/model.safetensors"
+    assert begins.read_bytes() == trained.read_bytes()
+
+
+def test_an_experiment_has_what_it_begins_from_trained_first(smoke):
+    """And nothing of that experiment beyond its training."""
+    values = yaml.safe_load(experiment(smoke).read_text())
+    tuned, further = (experiment(smoke).with_name(f"{name}.yaml") for name in ("tuned", "further"))
+    tuned.write_text(yaml.safe_dump({**values, "methods": {"sft": {"beta": 0.1}}}, sort_keys=False).replace("dpo", "sft"))
+    further.write_text(yaml.safe_dump({**values, "model": {"source": "policy:tuned/sft/seed=1"}}, sort_keys=False))
+    try:
+        planned = smoke.planned("further")
+    finally:
+        tuned.unlink()
+        further.unlink()
+    assert (planned["model"], planned["train"], planned["compare"]) == (1, 1 + len(METHODS), 1)
 
 
 def test_two_experiments_share_a_model_and_nothing_else(smoke):

@@ -1,6 +1,7 @@
 # Settings, paths and run lists. No logic: that is in the package, where tests reach it.
 import sys
 
+from mallowspo.chains import folder_of, load_all
 from mallowspo.errors import InputError
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.methods import METHODS
@@ -8,14 +9,15 @@ from mallowspo.plan.requests import Requests
 from mallowspo.plan.retries import grown
 from mallowspo.policies import Policy
 from mallowspo.provenance import code_digest, study_code_digest
-from mallowspo.experiments import experiment_file, load_experiment, load_workflow
+from mallowspo.experiments import experiment_file, load_workflow
 from mallowspo.studies.kinds import KINDS
 from mallowspo.tracking import hide_credentials
 
 try:
     WORKFLOW = load_workflow(config)
-    FILES = {experiment_file(name).stem: str(experiment_file(name)) for name in WORKFLOW.experiments}
-    EXPERIMENTS = {name: load_experiment(file) for name, file in FILES.items()}
+    # Those that are asked for, and those whose policies they begin from.
+    FILES, EXPERIMENTS = load_all(WORKFLOW.experiments)
+    ASKED = [experiment_file(name).stem for name in WORKFLOW.experiments]
 except InputError as error:
     sys.exit(f"mallowspo: {error}")
 
@@ -55,6 +57,12 @@ def layout(name):
 def model_folder(wildcards):
     model = EXPERIMENTS[wildcards.experiment].model
     return layout(wildcards.experiment).model(model.key) if model else []
+
+
+def starting_policy(wildcards):
+    """The trained policy that a model is, where it is another experiment's."""
+    policy = EXPERIMENTS[MODELS[wildcards.model_key]].model.policy
+    return [folder_of(policy, RESULTS)] if policy else []
 
 
 def policy_folder(wildcards):

@@ -2,6 +2,8 @@
 
 
 rule model:
+    input:
+        starting_policy,
     output:
         folder=directory(layout("").model("{model_key}")),
     log:
