@@ -73,7 +73,7 @@ class _HeadLogProbabilities(torch.autograd.Function):
             logits = _logits(hidden[part], head, buffer)
             logp[part], entropy[part], softmax = scores_in_place(logits, targets[part], want.entropy)
             if want.collision:
-                collision[part] = torch.einsum("nv,nv->n", softmax, softmax).log()
+                collision[part] = softmax.square().sum(dim=-1).log()
             room -= softmax.numel() * products.itemsize
             ctx.softmax.append(softmax.to(products, copy=True) if room >= 0 else None)
         ctx.save_for_backward(hidden, head, targets)
@@ -142,5 +142,5 @@ def scores_in_place(logits: Tensor, targets: Tensor, want_entropy: bool) -> tupl
     total = weights.sum(dim=-1)
     entropy = torch.zeros_like(total)
     if want_entropy:
-        entropy = total.log() - torch.einsum("nv,nv->n", weights, shifted) / total
+        entropy = total.log() - shifted.mul_(weights).sum(dim=-1) / total
     return chosen - total.log(), entropy, weights.div_(total[:, None])
