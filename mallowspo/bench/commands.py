@@ -34,6 +34,7 @@ Threads = Annotated[int, typer.Option(help="torch threads")]
 Device = Annotated[str, typer.Option(help="cpu or cuda")]
 Repeats = Annotated[int, typer.Option(help="rounds; the median counts")]
 Seed = Annotated[int, typer.Option(help="of pairs and trainings")]
+TrlBest = Annotated[str | None, typer.Option(help="the setting that counts as TRL's best [default: looked for]")]
 Json = Annotated[Path | None, typer.Option("--json", help="write every figure and every measurement here")]
 Out = Annotated[Path | None, typer.Option(help="keep the files of the measurements here")]
 
@@ -61,6 +62,7 @@ def training(
     device: Device = "cpu",
     repeats: Repeats = 3,
     seed: Seed = 1,
+    trl_best: TrlBest = None,
     json: Json = None,
     out: Out = None,
 ) -> None:

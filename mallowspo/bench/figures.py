@@ -44,6 +44,14 @@ class Side:
         found = [self.training["peak_memory_bytes"]]
         return int(max(found + ([self.reference["peak_memory_bytes"]] if self.reference else [])))
 
+    @property
+    def last_pass(self) -> float:
+        """Seconds that the steps would take if each pass over the pairs took as long as the last: what longer trainings
+        tend to, once a process's memory is there. Reference passes made beforehand are left out."""
+        steps = self.training["step_seconds"]
+        of_a_pass = max(1, len({pair for step in self.training["pairs"] for pair in step}) // self.batch)
+        return float(sum(steps[-of_a_pass:]) * len(steps) / of_a_pass)
+
     def _of_reference(self, name: str) -> float:
         found: float = self.reference[name] if self.reference else self.training[f"reference_{name}"]
         return found
@@ -56,6 +64,7 @@ class Side:
 RATES = {
     "seconds": lambda side: side.wall,
     "seconds_without_reference": lambda side: float(side.training["wall_seconds"]),
+    "seconds_of_last_pass": lambda side: side.last_pass,
     "processor_seconds": lambda side: side.processor,
     "processor_seconds_without_reference": lambda side: float(side.training["processor_seconds"]),
 }
@@ -95,13 +104,14 @@ def _figures_of_side(rounds: list[Side], counted: Side, peak_gflops: float) -> d
     figures: dict[str, Any] = {
         f"{name}_per_pair": spread([rate(side) / pairs for side in rounds]) for name, rate in RATES.items()
     }
-    seconds = figures["seconds_per_pair"]["median"]
+    seconds, last = (figures[f"{name}_per_pair"]["median"] for name in ("seconds", "seconds_of_last_pass"))
     return {
         **figures,
         "peak_memory_gb": spread([side.peak_memory / 1e9 for side in rounds]),
         "flops_per_pair": counted.operations / pairs,
         "flops_per_pair_without_reference": counted.training["operations"] / pairs,
         "fraction_of_peak": counted.operations / pairs / seconds / peak_gflops / 1e9,
+        "fraction_of_peak_last_pass": counted.training["operations"] / pairs / last / peak_gflops / 1e9,
     }
 
 
@@ -115,6 +125,7 @@ def _ratios(sides: dict[str, Any], other: str, name: str) -> dict[str, float]:
     return {
         f"speedup{name}": times("seconds"),
         f"speedup{name}_without_reference": times("seconds_without_reference"),
+        f"speedup{name}_last_pass": times("seconds_of_last_pass"),
         f"processor_speedup{name}": times("processor_seconds"),
         f"processor_speedup{name}_without_reference": times("processor_seconds_without_reference"),
         f"memory_ratio{name}": ours["peak_memory_gb"]["median"] / theirs["peak_memory_gb"]["median"],
@@ -140,10 +151,10 @@ def headline(figures: dict[str, dict[str, Any]]) -> dict[str, float]:
     for set_name, values in figures.items():
         for key, value in values.items():
             if isinstance(value, float) and key != "max_abs_loss_difference":
-                suffix = "_without_reference" if key.endswith("_without_reference") else ""
+                suffix = next((end for end in ("_without_reference", "_last_pass") if key.endswith(end)), "")
                 base = key.removesuffix(suffix)
                 found[f"{base}_{set_name}{suffix}"] = value
-        for key in ("flops_per_pair", "fraction_of_peak"):
+        for key in ("flops_per_pair", "fraction_of_peak", "fraction_of_peak_last_pass"):
             found[f"{key}_{set_name}"] = {name: side[key] for name, side in values["sides"].items()}
     found["max_abs_loss_difference"] = max(values["max_abs_loss_difference"] for values in figures.values())
     return found

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mallowspo.bench.lengths import SETS
+from mallowspo.bench.with_trl import CANDIDATES
 from mallowspo.errors import InputError
 from mallowspo.settings import nearest
 
@@ -23,6 +24,7 @@ class Options:
         steps: optimizer steps of one training; they go over the pairs again where these do not suffice.
         tokens_per_batch: of our trainings, as in the settings; a step is the same whatever it is.
         memory_mb: what our trainings may take, as in the settings; they recompute where it is too little.
+        trl_best: one of `with_trl.CANDIDATES` to count as TRL's best; None: it is looked for.
     """
 
     model: str
@@ -42,11 +44,14 @@ class Options:
     repeats: int = 3
     seeds: tuple[int, ...] = (1,)
     learning_rate: float = 1e-6
+    trl_best: str | None = None
 
     def __post_init__(self) -> None:
         for name in self.sets:
             if name not in SETS:
                 raise InputError(f"--sets {name}: no such set; {nearest(name, SETS)}")
+        if self.trl_best not in (None, *CANDIDATES):
+            raise InputError(f"--trl-best {self.trl_best}: no such setting; {nearest(str(self.trl_best), CANDIDATES)}")
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"--dtype {self.dtype}: known: float32, bfloat16")
         if self.device not in ("cpu", "cuda"):

@@ -6,6 +6,9 @@ from rich.table import Table
 
 from mallowspo.bench.figures import SIDES
 
+#: The speedups of a row, as the keys of the figures end.
+KINDS = ("", "_without_reference", "_last_pass")
+
 
 def training_tables(found: dict[str, Any]) -> list[Table]:
     """One table a set: a row a side, medians with least and most of the rounds."""
@@ -23,7 +26,8 @@ def _set_table(name: str, figures: dict[str, Any], options: dict[str, Any], peak
         f"Largest difference of a step's loss: {figures['max_abs_loss_difference']:.1e}. "
         f"Peak of matrix products: {peak:.0f} GFLOP/s.",
     )
-    for column in ("", "seconds a pair", "processor", "GB", "GFLOP", "of peak", "slower by", "without pass"):
+    columns = ("seconds a pair", "processor", "GB", "GFLOP", "of peak", "slower by", "without pass", "last pass")
+    for column in ("", *columns):
         table.add_column(column, justify="right" if column else "left")
     for side, title in SIDES.items():
         values = figures["sides"][side]
@@ -40,11 +44,12 @@ def _set_table(name: str, figures: dict[str, Any], options: dict[str, Any], peak
 
 
 def _speedups(figures: dict[str, Any], side: str) -> tuple[str, ...]:
-    """How many times slower than ours; all told, and with the reference pass left out of both where it is apart."""
+    """How many times slower than ours: all told, with the reference pass left out of both where it is apart, and over
+    the last pass alone."""
     if side == "ours":
-        return ("", "")
+        return ("", "", "")
     name = "_best" if side == "trl_best" else ""
-    return tuple(f"{figures[f'speedup{name}{without}']:.2f}" for without in ("", "_without_reference"))
+    return tuple(f"{figures[f'speedup{name}{without}']:.2f}" for without in KINDS)
 
 
 def _spread(values: dict[str, float]) -> str:

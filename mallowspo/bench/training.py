@@ -53,7 +53,8 @@ def run(options: Options, work: Path, measure: Measure, tell: Callable[[str], No
 def measurements(options: Options) -> int:
     """How many measurements `run` tells of."""
     number_of_sets = 1 if options.file else len(options.sets)
-    return 1 + number_of_sets * (3 + len(CANDIDATES) + 3 * options.repeats)
+    trials = 0 if options.trl_best else len(CANDIDATES)
+    return 1 + number_of_sets * (3 + trials + 3 * options.repeats)
 
 
 def sets_of_pairs(options: Options) -> list[Data]:
@@ -73,8 +74,9 @@ def _run_set(data: Data, options: Options, work: Path, measure: Measure, tell: C
     bench.order = counted["ours"].training["pairs"]
     _check_order(bench.order, options.batch)
     counted["trl"] = bench.trl("counted", "defaults", count=True)
-    trials = bench.trials()
-    best = min((name for name in trials if "seconds" in trials[name]), key=lambda name: trials[name]["seconds"])
+    trials = {} if options.trl_best else bench.trials()
+    timed = {name: trial["seconds"] for name, trial in trials.items() if "seconds" in trial}
+    best = options.trl_best or min(timed, key=lambda name: timed[name])
     counted["trl_best"] = bench.trl("counted-best", best, count=True)
     rounds = []
     for number in range(1, options.repeats + 1):

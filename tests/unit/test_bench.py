@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from mallowspo.bench import processes, scaling, training, worker
 from mallowspo.bench.data import WORDS, from_file, made_up
-from mallowspo.bench.figures import headline, spread
+from mallowspo.bench.figures import Side, headline, spread
 from mallowspo.bench.lengths import SETS, SHARES, draw
 from mallowspo.bench.operations import counting
 from mallowspo.bench.options import Options
@@ -189,10 +189,28 @@ def test_speedups_are_their_median_over_ours(found):
     assert figures["speedup"] == pytest.approx(round_["trl"]["training"]["wall_seconds"] / ours)
     ours_alone = round_["ours"]["training"]["wall_seconds"]
     assert figures["speedup_without_reference"] == pytest.approx(round_["trl"]["training"]["wall_seconds"] / ours_alone)
+    last = [round_[side]["training"]["step_seconds"] for side in ("trl", "ours")]  # one pass: all of the steps
+    assert figures["speedup_last_pass"] == pytest.approx(sum(last[0]) / sum(last[1]))
     names = headline({"multi_turn": figures, "short_prompt": figures})
     wanted = ("speedup", "speedup_best", "memory_ratio")
     assert {f"{what}_{name}" for what in wanted for name in SETS} <= set(names)
+    assert names["speedup_best_short_prompt_last_pass"] == figures["speedup_best_last_pass"]
     assert names["speedup_best_short_prompt_without_reference"] == figures["speedup_best_without_reference"]
+
+
+def test_the_last_pass_stands_for_all():
+    """Two passes over four pairs, the first with cold memory."""
+    training = {"step_seconds": [9.0, 7.0, 2.0, 3.0], "pairs": [[0, 1], [2, 3], [3, 0], [1, 2]], "wall_seconds": 21.5}
+    assert Side({"wall_seconds": 4.0}, training, 2).last_pass == 10.0
+    once = {**training, "step_seconds": [9.0, 7.0], "pairs": [[0, 1], [2, 3]]}
+    assert Side({"wall_seconds": 4.0}, once, 2).last_pass == 16.0
+
+
+def test_a_named_setting_of_trl_is_not_looked_for():
+    with pytest.raises(InputError, match="--trl-best no checkpoint: no such setting.*no checkpointing"):
+        Options("model", trl_best="no checkpoint")
+    searched, named = Options("model"), Options("model", trl_best="no checkpointing")
+    assert training.measurements(searched) - training.measurements(named) == 2 * len(CANDIDATES)
 
 
 def smollm2_in_small(folder):
