@@ -8,12 +8,14 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import xxhash
 
 from mallowspo.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def digest(value: Any, length: int = 16) -> str:
@@ -77,7 +79,7 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(line + "\n" for line in lines))
 
 
-def write_parquet(path: str | Path, table: pd.DataFrame) -> None:
+def write_parquet(path: str | Path, table: "pd.DataFrame") -> None:
     """Write a table without its index."""
     _write_whole(path, lambda temporary: table.to_parquet(temporary, index=False))
 
@@ -110,8 +112,11 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_parquet(path: str | Path) -> pd.DataFrame:
+def read_parquet(path: str | Path) -> "pd.DataFrame":
     """Read a table; a missing or truncated file is an `InputError` that names it."""
+    # Here, for it takes half a second, and every Snakemake of a workflow reads this module.
+    import pandas as pd
+
     try:
         return pd.read_parquet(path)
     except FileNotFoundError:

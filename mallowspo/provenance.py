@@ -126,6 +126,7 @@ def _imported_modules(file: Path) -> list[str]:
     return [module for module in found if module != "mallowspo" and _source_file(module).exists()]
 
 
+@cache
 def _bare_code(file: Path) -> str:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):

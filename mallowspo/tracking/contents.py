@@ -4,9 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from mallowspo import __version__
 from mallowspo.errors import InputError
@@ -15,6 +13,9 @@ from mallowspo.layout import Layout
 from mallowspo.methods import METHODS
 from mallowspo.metric_names import against, on
 from mallowspo.settings import Experiment
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: metric in scores/METHOD/seed=S/*.parquet -> its name in the store.
 SCORES = {"reward": "reward", "kl": "kl", "tokens": "length", "complete": "complete", "win": "win_rate"}
@@ -113,7 +114,7 @@ def read_curves(path: Path) -> tuple[dict[str, dict[int, float]], int]:
     return curves, not_finite
 
 
-def _prompt_means(scores: pd.DataFrame) -> dict[str, float]:
+def _prompt_means(scores: "pd.DataFrame") -> dict[str, float]:
     """Long scores as {metric: mean over prompts of the prompt's mean over its answers}."""
     means = scores.groupby(["metric", "prompt_id"])["value"].mean().groupby("metric").mean()
     return {f"eval/{SCORES.get(name, name)}": float(means[name]) for name in map(str, means.index)}
