@@ -24,7 +24,6 @@ from mallowspo.experiments import (
     experiment_file,
     load_comparison,
     load_experiment,
-    load_study,
     load_workflow,
     read_yaml,
     settings_schema,
@@ -39,6 +38,7 @@ from mallowspo.policies import Policy
 from mallowspo.provenance import STAGE_MODULES
 from mallowspo.settings import ComputeSettings, Experiment
 from mallowspo.shard import Shard
+from mallowspo.studies import commands as studies
 from mallowspo.studies.settings import Study
 
 
@@ -340,18 +340,8 @@ def server(
     stage.run(store, Path(results) / "mlartifacts", host, port, workers, auth)
 
 
-@app.command()
-def study(experiment: ExperimentName, results: Results = "results", threads: Threads = 0) -> None:
-    """Run an experiment that is no comparison (its key `kind` says which study): tables, figures, page."""
-    from mallowspo.models import use_threads
-    from mallowspo.studies import page
-
-    settings = load_study(experiment)
-    _lock_gpus(settings.compute)
-    use_threads(threads or settings.compute.threads)
-    layout = Layout(results, experiment_file(experiment).stem)
-    folder = layout.model(settings.model.key) if settings.model else None
-    page.run(settings, layout, folder, dump_settings(settings))
+app.command("reward-model")(studies.reward_model)
+app.command()(studies.study)
 
 
 @app.command()

@@ -90,6 +90,26 @@ class Layout:
         """Folder of one training run."""
         return self.root / "runs" / method / f"seed={seed}"
 
+    def kept(self, method: str, seed: str | int) -> Path:
+        """Folder of the policies along a run, by share of its steps."""
+        return self.run(method, seed) / "kept"
+
+    @property
+    def reward_model(self) -> Path:
+        """Folder of a trained reward model: a comparison's judge is reward:path:FOLDER."""
+        return self.root / "model"
+
+    @classmethod
+    def of_reward_model(cls, folder: str) -> "Layout":
+        """Of the experiment whose reward model would lie in a folder."""
+        root = Path(folder).parent
+        return cls(str(root.parent), root.name)
+
+    @property
+    def reward_model_training(self) -> Path:
+        """Folder of its curve and summary, and of its checkpoints while it is trained."""
+        return self.root / "training"
+
     def training_lock(self, method: str, seed: str | int) -> Path:
         """Held by the job that trains."""
         return self.root / "locks" / f"{method}-{seed}"

@@ -30,6 +30,7 @@ STAGE_MODULES = {
     "compare": "mallowspo.compare",
     "report": "mallowspo.report.page",
     "track": "mallowspo.tracking",
+    "reward-model": "mallowspo.reward_model.training",
 }
 #: Not part of any stage's code: what these give a stage reaches it by value, through its settings and paths.
 _BY_VALUE = {

@@ -30,6 +30,7 @@ class BanditStudy(Study):
     """Softmax policies over a few arms, trained on preferences drawn from a known law."""
 
     kind: Literal["bandit"]
+    seeds: int = Field(default=20, ge=2, description="independent repetitions, numbered from 0")
     arms: int = Field(default=5, ge=2, le=8)
     phis: list[Phi] = Field(
         default=[0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95],

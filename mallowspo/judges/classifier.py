@@ -13,11 +13,46 @@ from mallowspo.judges.names import CLASSIFIER
 BATCH = 16
 
 
+def read_texts(tokenizer: Any, texts: Sequence[tuple[str, str]], longest: int, **keywords: Any) -> Any:
+    """Token ids of (prompt, answer) texts, as the tokenizer gives them; `keywords` are its own, such as padding.
+
+    The text is the chat template's (a user turn and an assistant turn) where the tokenizer has one, else the pair as
+    the tokenizer joins it. A text of more than `longest` tokens loses its beginning (of a pair, the longer of the two
+    does): the answer's end stays.
+    """
+    keywords = {"truncation": True, "max_length": longest, **keywords}
+    if not tokenizer.chat_template:
+        return tokenizer([prompt for prompt, _ in texts], [answer for _, answer in texts], **keywords)
+    chats = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}], tokenize=False
+        )
+        for prompt, answer in texts
+    ]
+    # The template has written the special tokens.
+    return tokenizer(chats, add_special_tokens=False, **keywords)
+
+
+def last_token_logits(model: Any, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Outputs of a causal model's score head at the last token of each row: (R, labels).
+
+    Args:
+        tokens, mask: (R, T), mask 1 for tokens and 0 for padding, which goes by the mask alone: where a tokenizer pads
+            with its end token, the model's own forward would take a text's own end for padding.
+    """
+    hidden = model.base_model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
+    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
+    # In float32 also where the body runs in bfloat16, whose eight bits would round small differences of rewards away.
+    with torch.autocast(tokens.device.type, enabled=False):
+        logits: torch.Tensor = model.score(hidden[torch.arange(len(last), device=last.device), last].float())
+    return logits
+
+
 class Classifier:
     """Scores (instruction, answer) by one output of a sequence-classification model, in float32.
 
-    The text is the chat template's (a user turn and an assistant turn) where the tokenizer has one, else the pair as
-    the tokenizer joins it. A text that is too long loses its beginning: the answer's end stays.
+    The text is that of `read_texts`. A model whose configuration names no pad token is read at the last token by
+    length, as those that `mallowspo reward-model` trains; any other as its own forward does.
 
     Args:
         source: path:FOLDER or hub:ID@REVISION.
@@ -48,6 +83,7 @@ class Classifier:
             )
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model: Any = model.to(self.device).eval()
+        self.by_length = hasattr(model, "score") and model.config.get_text_config().pad_token_id is None
         self.number, self.column = number, self._column(label)
         self.content = {"files": model_content(folder), "number": number, "column": self.column}
 
@@ -63,25 +99,16 @@ class Classifier:
 
     @torch.no_grad()
     def _score(self, texts: list[tuple[str, str]]) -> list[float]:
-        logits = self.model(**self._tokenize(texts).to(self.device)).logits.float()
+        longest = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
+        read = read_texts(self.tokenizer, texts, longest, padding=True, return_tensors="pt").to(self.device)
+        if self.by_length:
+            logits = last_token_logits(self.model, read["input_ids"], read["attention_mask"]).float()
+        else:
+            logits = self.model(**read).logits.float()
         if self.number == "probability":
             logits = torch.softmax(logits, dim=-1) if logits.shape[1] > 1 else torch.sigmoid(logits)
         values: list[float] = logits[:, self.column].tolist()
         return values
-
-    def _tokenize(self, texts: list[tuple[str, str]]) -> Any:
-        longest = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
-        keywords = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
-        if not self.tokenizer.chat_template:
-            return self.tokenizer([prompt for prompt, _ in texts], [answer for _, answer in texts], **keywords)
-        chats = [
-            self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}], tokenize=False
-            )
-            for prompt, answer in texts
-        ]
-        # The template has written the special tokens.
-        return self.tokenizer(chats, add_special_tokens=False, **keywords)
 
     def _column(self, label: str | None) -> int:
         names = {str(name): position for position, name in self.model.config.id2label.items()}

@@ -54,6 +54,12 @@ def check_judge_name(name: str) -> str:
     return check_reward_name(name)
 
 
+def model_of(name: str | None) -> str | None:
+    """The folder that a judge's name gives as path:FOLDER, if it gives one."""
+    found = re.fullmatch(r"(?:reward|logprob):path:([^#]+)(?:#.+)?", name or "")
+    return found.group(1) if found else None
+
+
 def _names_a_model(name: str) -> bool:
     return name.split(":")[1] in ("path", "hub")
 

@@ -50,7 +50,7 @@ def health_table(rows_read: int, kinds: Counter[str], left_out: int, facts: pd.D
     Args:
         rows_read: rows (on-policy: prompts) in the source.
         kinds: number of listed rows of each kind.
-        left_out: usable pairs that `max_train` and `max_test` left out.
+        left_out: usable pairs that `split.share`, `max_train` and `max_test` left out.
         facts: one row a written pair: split, prompt_id, and `token_facts`.
 
     Returns:
@@ -62,7 +62,7 @@ def health_table(rows_read: int, kinds: Counter[str], left_out: int, facts: pd.D
     checks += [_check(kind, "all", kinds[kind], rows_read, note) for kind, note in KINDS.items()]
     checks += [
         _check("usable", "all", usable, rows_read, "pairs, each once"),
-        _check("left out by max_train and max_test", "all", left_out, usable, "whole prompts, by seeded draw"),
+        _check("left out by share, max_train and max_test", "all", left_out, usable, "whole prompts, by seeded draw"),
         _check("prompts in both splits", "all", overlap(facts), facts["prompt_id"].nunique(), "must be 0"),
     ]
     for split in ("train", "test", "all"):

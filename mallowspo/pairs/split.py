@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mallowspo.errors import InputError
-from mallowspo.settings import PairsSettings, SplitSettings
+from mallowspo.settings import PairsSettings, ShareSettings, SplitSettings
 
 SPLITS = ("train", "test")
 
@@ -49,11 +49,20 @@ def assign_splits(
     return splits
 
 
+def in_share(share: ShareSettings | None, prompt_id: str) -> bool:
+    """Whether a prompt is in the share that is taken. No seed moves it: files that name other parts never meet."""
+    return share is None or 1 + int(unit_draw(0, "share", prompt_id) * share.of) in share.parts
+
+
 def draw_prompts(splits: Mapping[str, str], pairs: PairsSettings) -> set[str]:
-    """The prompts that `max_train` and `max_test` keep, by seeded draw."""
+    """The prompts of the share that is taken, as many of them as `max_train` and `max_test` keep, by seeded draw."""
     kept: set[str] = set()
     for split, limit in zip(SPLITS, (pairs.max_train, pairs.max_test), strict=True):
-        prompts = [prompt_id for prompt_id, assigned in splits.items() if assigned == split]
+        prompts = [
+            prompt_id
+            for prompt_id, assigned in splits.items()
+            if assigned == split and in_share(pairs.split.share, prompt_id)
+        ]
         prompts.sort(key=lambda prompt_id: unit_draw(pairs.split.seed, "limit", prompt_id))
         kept.update(prompts[:limit])
     return kept

@@ -10,16 +10,17 @@ import typer
 
 from mallowspo.chains import first_model
 from mallowspo.errors import InputError
-from mallowspo.experiments import experiment_file, load_comparison
+from mallowspo.experiments import experiment_file, load_experiment
 from mallowspo.files import write_json
 from mallowspo.layout import Layout
 from mallowspo.plan.data import expected, prepared
 from mallowspo.plan.hardware import DEVICES, USUAL_GPU, Device
-from mallowspo.plan.requests import model_folders
+from mallowspo.plan.requests import UNKNOWN, model_folders
 from mallowspo.plan.shapes import shape_of
 from mallowspo.plan.stages import Case, stages
 from mallowspo.plan.table import as_json, told
 from mallowspo.settings import Experiment, nearest
+from mallowspo.studies.settings import Study
 
 
 def plan(
@@ -61,7 +62,12 @@ def make_case(
     Raises:
         InputError: the device, the model's size or the number of pairs is not known.
     """
-    experiment = load_comparison(name)
+    experiment = load_experiment(name)
+    if isinstance(experiment, Study):
+        raise InputError(
+            f"{experiment_file(name)}: a study (kind: {experiment.kind}) is not planned; its jobs ask for its "
+            f"compute.memory_mb and compute.minutes, else for {UNKNOWN.memory_mb} MiB and {UNKNOWN.minutes} minutes"
+        )
     layout = Layout(results, experiment_file(name).stem)
     first = first_model(experiment.model)
     folders = [model] if model else model_folders(first.source, layout.model(first.key))

@@ -101,12 +101,15 @@ def _in_the_file(experiment: Experiment) -> tuple[int, int]:
         )
     with _open(file) as lines:
         rows = [line for line in lines if line.strip()]
-    column = pairs.split.column
+    column, share = pairs.split.column, pairs.split.share
     if column:
         train = sum(json.loads(row).get(column) == "train" for row in rows)
-        return train, len(rows) - train
-    test = max(1, round(len(rows) * pairs.split.test_fraction))
-    return len(rows) - test, test
+        test = len(rows) - train
+    else:
+        test = max(1, round(len(rows) * pairs.split.test_fraction))
+        train = len(rows) - test
+    taken = len(share.parts) / share.of if share else 1
+    return max(1, round(train * taken)), max(1, round(test * taken))
 
 
 def _open(file: Path) -> TextIO:

@@ -12,6 +12,7 @@ from mallowspo.report import (
     effect_figure,
     judge_table,
     kl_tables,
+    measured_judge,
     outcome_figures,
     pair_table,
     summary,
@@ -97,6 +98,7 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
         equal_kl_words=kl_tables.equal_kl_words(results) if len(results.frontier) else "",
         judged=judged,
         judge_words=judge_table.judge_words(layout, runs),
+        measured=[measured_judge.judge_sentences(name, layout) for name in _judges(view.evaluation)],
         made_by=f"mallowspo report {layout.experiment}",
         size=_size(results),
     )
@@ -172,6 +174,16 @@ def _groups(results: Results, look: Look) -> dict[str, Group]:
     return groups
 
 
+def _judges(evaluation: Any) -> list[str]:
+    """Of rewards and of win rates, each once."""
+    return list(dict.fromkeys(name for name in (evaluation.judge, evaluation.alpaca.judge) if name))
+
+
+def _judge(name: str) -> str:
+    how_good = measured_judge.how_good(name)
+    return f"{name}, which {how_good}" if how_good else name
+
+
 def _methods(results: Results) -> list[dict[str, str]]:
     rows = []
     for label, settings in results.view.methods.items():
@@ -227,7 +239,7 @@ def _setup(results: Results) -> dict[str, str]:
         "Answers": f"{generation['answers']} a test prompt, temperature {generation['temperature']:g}"
         f"{''.join(f' (and {value:g})' for value in evaluation['temperatures'])}, "
         f"top-p {generation['top_p']:g}, at most {plural(generation['max_new_tokens'], 'token')}",
-        "Judge": evaluation["judge"],
+        "Judge": _judge(evaluation["judge"]),
         "Benchmarks": tasks,
         "Size": f"{plural(results.n_prompts, 'test prompt')}; seeds {', '.join(map(str, results.view.seeds))}",
     }

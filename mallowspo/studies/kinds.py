@@ -18,6 +18,7 @@ class Kind:
 KINDS = {
     "bandit": Kind("mallowspo.bandits.settings:BanditStudy", "mallowspo.bandits.study"),
     "dispersion_study": Kind("mallowspo.dispersion_study.settings:DispersionStudy", "mallowspo.dispersion_study.study"),
+    "reward_model": Kind("mallowspo.reward_model.settings:RewardModelStudy", "mallowspo.reward_model.study"),
 }
 
 

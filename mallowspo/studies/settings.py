@@ -15,7 +15,6 @@ class Study(Section):
     kind: str
     title: str
     question: str = Field(default="", description="what the study is to answer; shown on its page")
-    seeds: int = Field(default=20, ge=2, description="independent repetitions, numbered from 0")
     model: ModelSettings | None = Field(default=None, description="only for a study that scores texts")
     compute: ComputeSettings = ComputeSettings()
 

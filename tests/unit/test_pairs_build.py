@@ -92,7 +92,7 @@ def test_order_of_rows_changes_no_split_and_no_id(layout, tokenizer_folder):
     assert dict(zip(first["pair_id"], first["split"], strict=True)) == dict(
         zip(second["pair_id"], second["split"], strict=True)
     )
-    assert health(layout)["left out by max_train and max_test", "all"]["count"] == 40 - len(first)
+    assert health(layout)["left out by share, max_train and max_test", "all"]["count"] == 40 - len(first)
 
 
 def test_what_is_written_can_be_tokenized(layout, tokenizer_folder):

@@ -59,6 +59,35 @@ def test_limits_keep_that_many_prompts_of_each_split():
     assert draw_prompts(splits, PairsSettings(source="path:x.jsonl")) == set(splits)
 
 
+def drawn(names, parts, of=3, seed=0, **settings):
+    """The prompts that a file takes which names these parts of a source."""
+    split = SplitSettings(share={"of": of, "parts": parts} if parts else None, seed=seed)
+    pairs = PairsSettings(source="path:x.jsonl", split=split, **settings)
+    return draw_prompts(assign_splits(rows(names), split, "x"), pairs)
+
+
+@given(NAMES, st.integers(0, 5), st.integers(0, 5))
+def test_other_parts_of_a_source_share_no_prompt_whatever_the_seeds(names, seed, other_seed):
+    policies, judge = drawn(names, [1, 2], seed=seed), drawn(names, [3], seed=other_seed)
+    assert not policies & judge
+    assert policies | judge == drawn(names, None) == set(names)
+    assert drawn(names[1:], [3]) == drawn(names, [3]) - {names[0]}, "other prompts move none"
+
+
+def test_parts_are_of_equal_size_and_limits_count_within_them():
+    names = [str(number) for number in range(3000)]
+    sizes = [len(drawn(names, [part])) for part in (1, 2, 3)]
+    assert sum(sizes) == 3000 and all(abs(size - 1000) < 104 for size in sizes)  # 4 standard errors
+    few = drawn(names, [2], max_train=30, max_test=20)
+    assert len(few) == 50 and few < drawn(names, [2])
+
+
+@pytest.mark.parametrize("parts", [[0], [4], [2, 1], [1, 1], []])
+def test_parts_that_there_are_not(parts):
+    with pytest.raises(ValueError, match=r"parts must rise from 1 to 3|at least 1 item"):
+        SplitSettings(share={"of": 3, "parts": parts})
+
+
 def test_a_named_column_decides():
     named = {"p": [(1, {"part": "train"})], "q": [(2, {"part": "test"}), (3, {"part": "test"})]}
     assert assign_splits(named, SplitSettings(column="part"), "x") == {"p": "train", "q": "test"}

@@ -12,6 +12,7 @@ from typing import Literal
 import pandas as pd
 import pytest
 import yaml
+from pydantic import Field
 
 from mallowspo import provenance, tracking
 from mallowspo.errors import InputError
@@ -38,6 +39,7 @@ class CoinStudy(Study):
 
     kind: Literal["coin"]
     heads: float = 0.5
+    seeds: int = Field(default=20, ge=2)
     text: str = ""
 
 

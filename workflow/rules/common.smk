@@ -3,6 +3,7 @@ import sys
 
 from mallowspo.chains import folder_of, load_all
 from mallowspo.errors import InputError
+from mallowspo.judges.names import model_of
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.methods import METHODS
 from mallowspo.plan.requests import Requests
@@ -25,6 +26,7 @@ RESULTS = WORKFLOW.results
 # An experiment is a comparison, or a study of the kind that it names.
 STUDIES = [name for name, experiment in EXPERIMENTS.items() if getattr(experiment, "kind", None)]
 COMPARISONS = [name for name in EXPERIMENTS if name not in STUDIES]
+REWARD_MODELS = [name for name in STUDIES if EXPERIMENTS[name].kind == "reward_model"]
 MODELS = {experiment.model.key: name for name, experiment in EXPERIMENTS.items() if experiment.model}
 # A URI from the environment may hold a password: jobs read it there. One from the settings never does.
 STORE = ["--store", WORKFLOW.tracking_uri] if WORKFLOW.tracking_uri else []
@@ -109,6 +111,44 @@ def model_depends(wildcards):
 def study_depends(wildcards):
     study = EXPERIMENTS[wildcards.experiment]
     return f"{study.stage_digest('study')}-{study_code_digest(KINDS[study.kind].module)}"
+
+
+def reward_model_depends(wildcards):
+    return f"{EXPERIMENTS[wildcards.experiment].stage_digest('reward-model')}-{code_digest('reward-model')}"
+
+
+def trained_reward_model(wildcards):
+    """What the page of a reward model is drawn from; no other study has any."""
+    place = layout(wildcards.experiment)
+    training = [place.reward_model_training / name for name in ("metrics.jsonl", "summary.json")]
+    files = [place.reward_model, place.pairs("train"), place.pairs("test"), *training]
+    return files if wildcards.experiment in REWARD_MODELS else []
+
+
+def models_of(*judges):
+    """Folders of the models that judge: an experiment of this run trains them, or they are there."""
+    return list(dict.fromkeys(folder for folder in map(model_of, judges) if folder))
+
+
+def model_of_the_reward(wildcards):
+    return models_of(EXPERIMENTS[wildcards.experiment].evaluation.judge)
+
+
+def models_of_the_judges(wildcards):
+    evaluation = EXPERIMENTS[wildcards.experiment].evaluation
+    return models_of(evaluation.judge, evaluation.alpaca.judge)
+
+
+def model_of_the_sampled_pairs(wildcards):
+    return models_of(EXPERIMENTS[wildcards.experiment].pairs.on_policy.judge)
+
+
+def measured_judges(wildcards):
+    """What is known of these models where an experiment trained them, and the pairs that it trained them on."""
+    trained = [layout(name) for name in REWARD_MODELS]
+    places = map(Layout.of_reward_model, models_of_the_judges(wildcards))
+    files = [(place, file) for place in places for file in (place.study, place.pairs("train"))]
+    return [file for place, file in files if place in trained or file.exists()]
 
 
 def threads_beside(jobs):

@@ -30,6 +30,7 @@ rule score:
     input:
         policy=policy_folder,
         model=model_folder,
+        judge=model_of_the_reward,
         answers=PATH.samples("{method}", "{seed}"),
         prompts=PATH.prompts,
         pairs=PATH.pairs("test"),
@@ -86,6 +87,7 @@ use rule score as score_other_pairs with:
 
 rule alpaca:
     input:
+        judges=models_of_the_judges,
         prompts=PATH.prompts,
         opponents=opponents,
         answers=PATH.samples("{method}", "{seed}"),

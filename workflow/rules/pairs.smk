@@ -27,6 +27,7 @@ rule model:
 rule sample:
     input:
         model=model_folder,
+        judge=model_of_the_sampled_pairs,
         prompts=lambda wildcards: EXPERIMENTS[wildcards.experiment].pairs.source.removeprefix("on_policy:"),
     output:
         answers=PATH.answers("{split}"),

@@ -47,6 +47,7 @@ rule report:
         prompts=PATH.prompts,
         reference=PATH.reference("test"),
         answers=answers,
+        judges=measured_judges,
     output:
         page=report(PATH.report, caption="../report/page.rst", category="Report"),
         tables=report(

@@ -5,9 +5,40 @@ for name in STUDIES:
         print(f"mallowspo: {name}: {warning}", file=sys.stderr)
 
 
+# The training of a reward model, apart from its page, which can be drawn again without it. Checkpoints lie in
+# training/work, which is no output: a killed job goes on from there.
+rule reward_model:
+    input:
+        model=model_folder,
+        sources=lambda wildcards: EXPERIMENTS[wildcards.experiment].input_files(),
+    output:
+        model=directory(PATH.reward_model),
+        train=PATH.pairs("train"),
+        test=PATH.pairs("test"),
+        metrics=PATH.reward_model_training / "metrics.jsonl",
+        summary=PATH.reward_model_training / "summary.json",
+    log:
+        PATH.log("reward_model"),
+    benchmark:
+        PATH.benchmark("reward_model")
+    wildcard_constraints:
+        experiment=one_of(REWARD_MODELS),
+    threads: threads_beside(1)
+    resources:
+        mem_mb=memory_of,
+        runtime=minutes_of,
+        gpu=gpus_of,
+    params:
+        call=call,
+        depends=reward_model_depends,
+    shell:
+        "mallowspo reward-model {params.call:q} --threads {threads} > {log:q} 2>&1"
+
+
 rule study:
     input:
         model=model_folder,
+        trained=trained_reward_model,
         sources=lambda wildcards: EXPERIMENTS[wildcards.experiment].input_files(),
     output:
         page=report(PATH.report, caption="../report/study.rst", category="Report"),
