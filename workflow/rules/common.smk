@@ -11,6 +11,7 @@ from mallowspo.plan.retries import grown
 from mallowspo.policies import Policy
 from mallowspo.provenance import code_digest, study_code_digest
 from mallowspo.experiments import experiment_file, load_workflow
+from mallowspo.slurm_jobs import keep_jobs_while_slurm_is_silent
 from mallowspo.studies.kinds import KINDS
 from mallowspo.tracking import hide_credentials
 
@@ -21,6 +22,8 @@ try:
     ASKED = [experiment_file(name).stem for name in WORKFLOW.experiments]
 except InputError as error:
     sys.exit(f"mallowspo: {error}")
+
+keep_jobs_while_slurm_is_silent()
 
 RESULTS = WORKFLOW.results
 # An experiment is a comparison, or a study of the kind that it names.
