@@ -221,6 +221,7 @@ def train(
         view,
         *(settings.methods[method], method, seed, layout, folder),
         *(settings.compute.device, Requests(settings, results, 1).of("train", method).memory_mb, live_store),
+        sharded=settings.compute.sharded,
     )
 
 

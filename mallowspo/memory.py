@@ -15,9 +15,19 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from mallowspo.head_chunks import working_bytes
-from mallowspo.memory_formula import MEBIBYTE, PROCESS, USED, MemoryPlan, fit, fixed_bytes, recomputed_bytes
+from mallowspo.memory_formula import (
+    MEBIBYTE,
+    PROCESS,
+    USED,
+    MemoryPlan,
+    fit,
+    fixed_bytes,
+    recomputed_bytes,
+    shared_out_bytes,
+)
 from mallowspo.packing import Batch, Row, make_batch
 from mallowspo.scoring import Scorer
+from mallowspo.sharding import layers
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +43,18 @@ PRODUCTS = [
 ]
 
 
-def plan(scorer: Scorer, tokens: int, budget: int) -> MemoryPlan:
-    """How to train within `budget` bytes with `tokens` tokens of a batch in memory; told if it does not fit at all."""
-    fixed = _fixed(scorer.model) + (PROCESS if scorer.device.type == "cpu" else 0)
+def plan(scorer: Scorer, tokens: int, budget: int, processes: int = 1) -> MemoryPlan:
+    """How to train within `budget` bytes with `tokens` tokens of a batch in memory; told if it does not fit at all.
+
+    Args:
+        processes: that will share the policy out.
+    """
+    fixed = _fixed(scorer, processes) + (PROCESS if scorer.device.type == "cpu" else 0)
     once, whole = _activations(scorer)
     head = working_bytes(scorer.vocabulary, scorer.hidden_size)
     config = scorer.causal.config
-    layers, hidden = max(1, int(config.num_hidden_layers)), int(config.hidden_size)
-    recomputed = recomputed_bytes(layers, hidden, whole)
+    depth, hidden = max(1, int(config.num_hidden_layers)), int(config.hidden_size)
+    recomputed = recomputed_bytes(depth, hidden, whole)
     each = recomputed + _of_a_token(scorer, _product_bytes)[1] if keeps_products(scorer) else whole
     chosen = fit(fixed, once, each, recomputed, head, tokens, budget)
     if not chosen.fits:
@@ -75,9 +89,17 @@ def available(device: str, memory_mb: int) -> int:
     return int(torch.cuda.mem_get_info(device)[1]) if device.startswith("cuda") else memory_mb * MEBIBYTE
 
 
-def _fixed(model: nn.Module) -> int:
-    parameters = list(model.parameters())
-    return fixed_bytes(sum(p.nbytes for p in parameters), sum(p.nbytes for p in parameters if p.requires_grad))
+def _fixed(scorer: Scorer, processes: int) -> int:
+    weights = _weight_bytes(scorer.model)
+    fixed = fixed_bytes(weights, sum(p.nbytes for p in scorer.model.parameters() if p.requires_grad))
+    if processes == 1:
+        return fixed
+    of_layers = [_weight_bytes(layer) for layer in layers(scorer.causal)]
+    return shared_out_bytes(fixed, processes, max(of_layers), weights - sum(of_layers))
+
+
+def _weight_bytes(model: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in model.parameters())
 
 
 def _activations(scorer: Scorer) -> tuple[int, int]:

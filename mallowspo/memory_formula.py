@@ -1,6 +1,7 @@
 """The memory of a training as sums of bytes: the one place that knows them, and it needs no torch.
 
-    fixed        weights, and of what is trained a gradient and Adam's two moments (float32: 16 bytes a parameter)
+    fixed        weights, and of what is trained a gradient and Adam's two moments (float32: 16 bytes a parameter);
+                 of a policy that processes share out their part of it, and what is put together for a while
     activations  tokens of the largest batch x what the body keeps of a token for the backward
     head         logits and softmax of a chunk, the head's gradient (`mallowspo.head_chunks`)
     softmax      what of it is kept, as far as there is room
@@ -42,6 +43,19 @@ class MemoryPlan(NamedTuple):
 def fixed_bytes(weights: int, trained: int) -> int:
     """Weights, and for what is trained a gradient and Adam's two moments; all in bytes."""
     return weights + 3 * trained
+
+
+def shared_out_bytes(fixed: int, processes: int, layer: int, outside: int) -> int:
+    """Of `fixed` bytes that processes share out (`mallowspo.sharding`), what each holds at most at a time.
+
+    Besides its part: of the weights outside the layers themselves, their gradient, and a copy that is sent. Of a layer
+    these three, and the next one's weights as they come and as they are used.
+
+    Args:
+        layer: bytes of the weights of one layer.
+        outside: bytes of the weights outside the layers.
+    """
+    return -(-fixed // processes) + 5 * layer + 3 * outside
 
 
 def recomputed_bytes(layers: int, hidden: int, each: int) -> int:

@@ -1,6 +1,7 @@
 """One training in several processes, which share the pairs of every optimizer step.
 
-Each process is a whole training: it holds the policy and its optimizer, and takes the same steps in the same order.
+Each process is a whole training: it holds the policy and its optimizer (its part of them, where `mallowspo.sharding`
+shares them out), and takes the same steps in the same order.
 They differ in which pairs of a step they score. Two things pass between them: what was scored, a few numbers a pair,
 so that every process computes the losses and metrics of the whole step; and, once a step, the gradients, which are
 added up. So all of them move alike, and the first alone writes files.
@@ -17,6 +18,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -30,6 +32,10 @@ Value = TypeVar("Value")
 #: What torch's launcher tells a process. transformers and accelerate read it too, and would deal out the steps and
 #: wrap the policy as they see fit.
 _TOLD = ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+#: How long the others wait for the first, which takes minutes to write a checkpoint of a large policy. Who waits for a
+#: process that has died is ended by the launcher.
+PATIENCE = timedelta(hours=3)
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Processes:
         if not self.first:
             logging.getLogger().setLevel(logging.ERROR)  # the first says what there is to say
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=self.rank, world_size=self.count)
+        dist.init_process_group(backend, rank=self.rank, world_size=self.count, timeout=PATIENCE)
 
     def leave(self) -> None:
         """To be called when nothing more passes between the processes."""

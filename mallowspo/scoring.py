@@ -102,6 +102,7 @@ class Scorer:
         self.precision = "float32"  # of the trials, whatever is asked for
         bare: Any = getattr(model, "get_base_model", lambda: model)  # what PEFT wraps
         self.causal: Any = bare()
+        self.body: Any = self.causal.base_model
         name = type(self.causal).__name__
         if self.causal.config.is_encoder_decoder:
             raise InputError(f"{name} is an encoder-decoder; a causal language model is needed")
@@ -182,7 +183,7 @@ class Scorer:
         batch = batch.to(self.device)
         predicting = batch.response[:, 1:]  # position t predicts token t + 1
         rows, before = predicting.nonzero(as_tuple=True)
-        body = self.causal if self.plain else self.causal.base_model
+        body = self.causal if self.plain else self.body
         besides = {"output_hidden_states": True} if self.plain and want_hidden else {}
         with self._autocast():
             output = body(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False, **besides)
@@ -198,7 +199,7 @@ class Scorer:
         packing: Packing = pack(rows, 8 if self.device.type == "cpu" else 128, self.device)
         with self._autocast(), attention.packed(packing):
             # A mask of ones: without one, transformers looks for packed rows itself, by their positions.
-            output = self.causal.base_model(
+            output = self.body(
                 input_ids=packing.tokens,
                 position_ids=packing.positions,
                 attention_mask=torch.ones_like(packing.tokens),
@@ -217,7 +218,7 @@ class Scorer:
         Soft-capped or scaled logits, a head with a bias, or a body that is not `base_model` answer False.
         """
         head = self.causal.get_output_embeddings()
-        body = self.causal.base_model
+        body = self.body
         # A bias of 0, as at the start of training, would not show in the trial.
         if body is self.causal or not isinstance(head, nn.Linear) or head.bias is not None:
             return False

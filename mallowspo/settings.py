@@ -326,6 +326,10 @@ class ComputeSettings(Section):
     processes: int = Field(
         default=1, ge=1, description="of one training, which share each step's pairs; on GPUs each takes one"
     )
+    sharded: bool = Field(
+        default=False,
+        description="the processes share the policy and its optimizer out too (FSDP), where each cannot hold them",
+    )
     memory_mb: int | None = Field(
         default=None,
         ge=300,
@@ -334,6 +338,12 @@ class ComputeSettings(Section):
     minutes: int | None = Field(
         default=None, ge=1, description="time limit of a job on a cluster. Default: well above what is planned"
     )
+
+    @model_validator(mode="after")
+    def _shared_out_among_several(self) -> "ComputeSettings":
+        if self.sharded and self.processes == 1:
+            raise ValueError("sharded shares the policy out over processes: set processes to 2 or more, or remove it")
+        return self
 
     def threads_of(self, cores: int, side_by_side: int) -> int:
         """Threads of a job that may run beside others. More than its share of the cores would slow all of them."""

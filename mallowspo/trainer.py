@@ -72,8 +72,16 @@ class PreferenceTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         for of_round in rounds:
             total += self._forward_and_backward(of_round, num_items_in_batch)
-        self.processes.add_up_gradients(self.scorer.model.parameters())
+        self.add_up_gradients()
         return total
+
+    def add_up_gradients(self) -> None:
+        """Over all processes, once a step."""
+        self.processes.add_up_gradients(self.scorer.model.parameters())
+
+    def whole_policy(self) -> Any:
+        """The policy as the first process may write it; None in the others. To be called in all of them."""
+        return self.scorer.model if self.processes.first else None
 
     def on_device(self, inputs: Any) -> list[dict[str, Tensor]]:
         """The parts of what `Examples.collate` gives."""

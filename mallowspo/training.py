@@ -7,8 +7,9 @@ checkpoint, and what a later stage reads appears only when it is whole.
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from mallowspo.pairs.prepared import open_tokens
 from mallowspo.processes import Processes
 from mallowspo.provenance import code_digest, environment
 from mallowspo.scoring import Scorer
+from mallowspo.sharding import ShardedTrainer, bytes_held
 from mallowspo.tracking import track_live
 from mallowspo.trainer import ObjectiveState, PreferenceTrainer
 
@@ -64,6 +66,7 @@ def run(
     device: str,
     memory_mb: int,
     live_store: str | None = None,
+    sharded: bool = False,
 ) -> None:
     """Train one policy and write RUN/{model,metrics.jsonl,settings.yaml,summary.json,environment.json}.
 
@@ -72,6 +75,7 @@ def run(
         memory_mb: MiB that the job may take on a CPU. Where they do not hold what the backward reads, it computes it
             again: slower, with the same result.
         live_store: MLflow store that also gets the curves while the training runs; its failures never stop it.
+        sharded: the processes share the policy out (`mallowspo.sharding`).
 
     Raises:
         InputError: the tables lack a pair or belong to another model, a loss, gradient or weight is not finite, or
@@ -79,7 +83,7 @@ def run(
     """
     processes = Processes.of_environment()
     with _alone(layout, label, seed) if processes.first else nullcontext():
-        _run(view, method, label, seed, layout, model_folder, device, memory_mb, live_store, processes)
+        _run(view, method, label, seed, layout, model_folder, device, memory_mb, live_store, processes, sharded)
 
 
 @contextmanager
@@ -109,6 +113,7 @@ def _run(
     memory_mb: int,
     live_store: str | None,
     processes: Processes,
+    sharded: bool,
 ) -> None:
     device = resolve_device(device)
     precision = resolve_precision(view.model.precision, device)
@@ -120,14 +125,15 @@ def _run(
     processes.connect(device)
     checkpoint = processes.from_first(lambda: last_checkpoint(_open_work(work, identity)))
     set_seed(seed)
-    model = _policy(model_folder, device, view.training, seed)
+    initial_policy = partial(_policy, model_folder, training=view.training, seed=seed)
+    model = initial_policy(device=device)
     sizes = _sizes(model)
     scorer = Scorer(model, precision)
     budget = memory.available(device, memory_mb) // (processes.count if device == "cpu" else 1)
-    fitted = _fit(scorer, examples, view.training, budget)
+    fitted = _fit(scorer, examples, view.training, budget, processes.count if sharded else 1)
     metrics = MetricsFile(work / "metrics.jsonl")
     live = live_store if processes.first else None
-    trainer = PreferenceTrainer(
+    trainer = _trainer(sharded, partial(initial_policy, device="cpu"))(
         model=model,
         args=arguments,
         train_dataset=examples,
@@ -142,11 +148,12 @@ def _run(
     )
     step0 = _step0(trainer, precision, work) if checkpoint is None else read_json(work / "step0.json")
     _train(trainer, checkpoint)
+    held, policy = bytes_held(trainer), trainer.whole_policy()
     processes.leave()
     if not processes.first:
         return
     with whole_directory(folder / "model") as temporary:
-        final = model.merge_and_unload() if view.training.lora else model
+        final = policy.merge_and_unload() if view.training.lora else policy
         final.save_pretrained(temporary)
         load_tokenizer(model_folder).save_pretrained(temporary)
     rows = metrics.rows()
@@ -155,9 +162,14 @@ def _run(
     summary = _summary(identity, rows, step0, sizes, precision, metrics.resumed_from)
     summary |= {"pairs_over_budget": len(examples.over_budget), "memory": fitted._asdict()}
     summary |= {"processes": processes.count, "pairs_per_step": view.training.pairs_per_step}
+    summary |= {"sharded": sharded, "bytes_held": held}
     write_json(folder / "summary.json", summary)
     write_jsonl(folder / "metrics.jsonl", rows)
     shutil.rmtree(work)
+
+
+def _trainer(sharded: bool, initial_policy: Callable[[], Any]) -> Callable[..., PreferenceTrainer]:
+    return partial(ShardedTrainer, initial_policy=initial_policy) if sharded else PreferenceTrainer
 
 
 def _train(trainer: PreferenceTrainer, checkpoint: Path | None) -> None:
@@ -182,8 +194,12 @@ def _open_work(work: Path, identity: dict[str, str]) -> Path:
     return work
 
 
-def _fit(scorer: Scorer, examples: Examples, training: Any, budget: int) -> MemoryPlan:
-    """Fit the largest batch into the memory; tell of pairs that are longer than a batch may be."""
+def _fit(scorer: Scorer, examples: Examples, training: Any, budget: int, processes: int) -> MemoryPlan:
+    """Fit the largest batch into the memory; tell of pairs that are longer than a batch may be.
+
+    Args:
+        processes: that will share the policy out.
+    """
     if examples.over_budget:
         logger.warning(
             "%d of %d pairs are longer than training.tokens_per_batch (%d) and run alone: %s",
@@ -191,7 +207,7 @@ def _fit(scorer: Scorer, examples: Examples, training: Any, budget: int) -> Memo
         )
     tokens = np.sort(examples.tokens)[::-1]
     largest = max(int(tokens[0]), min(training.tokens_per_batch, int(tokens[: training.pairs_per_step].sum())))
-    chosen = memory.plan(scorer, largest, budget)
+    chosen = memory.plan(scorer, largest, budget, processes)
     memory.apply(scorer, chosen)
     return chosen
 

@@ -46,9 +46,13 @@ def write_pairs(layout: Layout, train: int, test: int = 4) -> None:
             write_parquet(layout.prompts, table[["prompt_id", "prompt", "messages"]])
 
 
-def experiment_file(folder: Path, methods: dict[str, object] | None = None, **training: object) -> Path:
-    """The smoke experiment with other training settings, and other methods if given."""
+def experiment_file(
+    folder: Path, methods: dict[str, object] | None = None, model: str | None = None, **training: object
+) -> Path:
+    """The smoke experiment with other training settings, and another model (its source) and methods if given."""
     values = yaml.safe_load((ROOT / "config/experiments/smoke.yaml").read_text())
+    if model:
+        values["model"]["source"] = model
     if methods:
         values["methods"] = methods
         values["evaluation"]["comparison"]["baseline"] = next(iter(methods))
@@ -71,10 +75,10 @@ def prepare(folder: Path, pairs: int = 12, **settings: object) -> tuple[Experime
     return experiment, layout, model_folder
 
 
-def training_command(folder: Path, label: str, processes: int) -> list[str]:
+def training_command(folder: Path, label: str, processes: int, sharded: bool = False) -> list[str]:
     """`mallowspo train` of what `prepare` made in the folder: seed 1, in so many processes."""
     file = folder / "made_up.yaml"
-    compute = {"device": "cpu", "processes": processes, "memory_mb": 2000 * processes}
+    compute = {"device": "cpu", "processes": processes, "sharded": sharded, "memory_mb": 2000 * processes}
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"compute": compute}))
     command = [sys.executable, "-m", "mallowspo.cli", "train", str(file), "--results", str(folder / "results")]
     return [*command, "--method", label, "--seed", "1", "--threads", str(processes)]

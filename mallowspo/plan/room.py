@@ -6,7 +6,16 @@ on some of the layers alone it is a little less.
 """
 
 from mallowspo.head_chunks import CHUNK, working_bytes
-from mallowspo.memory_formula import MEBIBYTE, PROCESS, USED, MemoryPlan, fit, fixed_bytes, recomputed_bytes
+from mallowspo.memory_formula import (
+    MEBIBYTE,
+    PROCESS,
+    USED,
+    MemoryPlan,
+    fit,
+    fixed_bytes,
+    recomputed_bytes,
+    shared_out_bytes,
+)
 from mallowspo.plan.data import Pairs
 from mallowspo.plan.hardware import Device
 from mallowspo.plan.shapes import Shape
@@ -33,10 +42,14 @@ def training_memory(
     experiment: Experiment, shape: Shape, pairs: Pairs, precision: str, budget: int, on_gpu: bool
 ) -> MemoryPlan:
     """Of one process of a training, as it will plan it itself within `budget` bytes."""
-    training = experiment.training
+    training, compute = experiment.training, experiment.compute
     trained = 4 * (adapter_parameters(shape, training.lora) if training.lora else shape.parameters)
     weights = 4 * shape.parameters + (trained if training.lora else 0)
-    fixed = fixed_bytes(weights, trained) + (0 if on_gpu else PROCESS)
+    fixed = fixed_bytes(weights, trained)
+    if compute.sharded:
+        outside = 4 * (shape.parameters - shape.body)
+        fixed = shared_out_bytes(fixed, compute.processes, (weights - outside) // shape.layers, outside)
+    fixed += 0 if on_gpu else PROCESS
     whole = kept_of_a_token(shape, precision, training.lora is not None)
     recomputed = recomputed_bytes(shape.layers, shape.hidden, whole)
     products_alone = not on_gpu and precision == "float32" and training.lora is None

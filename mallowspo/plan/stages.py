@@ -184,7 +184,8 @@ def _beside_products(case: Case, steps: int) -> float:
     """Seconds of the optimizer's steps and of the checkpoints."""
     settings, shape = case.experiment.training, case.shape
     trained = adapter_parameters(shape, settings.lora) if settings.lora else shape.parameters
-    moving = steps * MOVED * trained / case.device.bandwidth
+    compute = case.experiment.compute
+    moving = steps * MOVED * trained / case.device.bandwidth / (compute.processes if compute.sharded else 1)
     checkpoints = (steps - 1) // settings.checkpoint_every
     return moving + checkpoints * 3 * 4 * trained / READING
 
@@ -194,9 +195,7 @@ def _notes(case: Case, room: MemoryPlan, needs: tuple[str, ...]) -> list[str]:
     notes = []
     if not room.fits:
         lacking = room.total / (0.9 * room.budget)
-        notes.append(
-            f"needs {lacking:.1f} times what a process has, and every process holds all of it: set training.lora"
-        )
+        notes.append(f"needs {lacking:.1f} times what a process has: {_remedy(case)}")
     if room.checkpointing:
         notes.append("computes layers again in the backward")
     if "reference_logits" in needs:
@@ -205,6 +204,12 @@ def _notes(case: Case, room: MemoryPlan, needs: tuple[str, ...]) -> list[str]:
     if case.device.is_gpu and compute.gpus > compute.processes:
         notes.append(f"works on {compute.processes} of its {compute.gpus} GPUs: set compute.processes")
     return notes
+
+
+def _remedy(case: Case) -> str:
+    if case.experiment.compute.sharded:
+        return "raise compute.processes, or set training.lora"
+    return "every process holds all of it; set compute.sharded, or training.lora"
 
 
 def _sampling(

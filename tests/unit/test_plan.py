@@ -322,15 +322,20 @@ def test_the_paper_s_experiments_are_planned_whole():
             assert stage.gpu_memory < 80e9, name
             assert not any("needs" in note for note in stage.notes), stage.notes
             assert stage.gpus == (0 if name in ("tokens", "alpaca") else stage.gpus)
-    assert (pythia["train dpo"].gpus, llama["train dpo"].gpus, llama["generate"].gpus) == (2, 4, 1)
+    assert (pythia["train dpo"].gpus, llama["train dpo"].gpus, llama["generate"].gpus) == (2, 8, 1)
 
 
-def test_full_training_of_eight_thousand_million_parameters_is_told_not_to_fit():
-    training_settings = experiment("ultrafeedback_llama3_8b").training.model_dump() | {"lora": None}
-    (note,) = [
-        note for note in of("ultrafeedback_llama3_8b", training=training_settings)["train dpo"].notes if "needs" in note
-    ]
-    assert "every process holds all of it: set training.lora" in note
+def test_full_training_of_eight_thousand_million_parameters_must_be_shared_out():
+    def told(**compute):
+        planned = of("ultrafeedback_llama3_8b", compute={"gpus": 8, "processes": 8, "threads": 8, **compute})
+        return [note for note in planned["train dpo"].notes if "needs" in note], planned["train dpo"].gpu_memory
+
+    ((note,), _), (nothing, of_eight) = told(), told(sharded=True)
+    assert "every process holds all of it; set compute.sharded, or training.lora" in note
+    assert nothing == []
+    assert told(sharded=True, gpus=4, processes=4)[1] - of_eight == pytest.approx(16 * 8.03e9 / 8, rel=0.1)
+    ((note,), _) = told(sharded=True, gpus=2, processes=2)
+    assert "raise compute.processes, or set training.lora" in note
 
 
 def test_twice_the_devices_take_half_the_time_of_the_products():

@@ -2,66 +2,27 @@
 
 import os
 import signal
-import subprocess
 import sys
-import time
 
-import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from mallowspo import training
 from mallowspo.errors import InputError
 from mallowspo.examples import load_examples
 from mallowspo.files import read_json, read_jsonl, read_parquet, write_parquet
 from mallowspo.launch import launch
-from mallowspo.metrics import TIMING, MetricsFile
 from mallowspo.shard import Shard
-from tests.made_up_run import prepare, training_command
-
-#: Between one process and two, where gradients are added up in another order: of a metric (relative above 1) at each of
-#: twenty steps, and of a weight at their end.
-TOLERANCE = 2e-5
-
-#: Steps of 4, 4 and 1 pairs, in which the second process has none; parts of about two pairs.
-SETTINGS = {"pairs_per_step": 4, "tokens_per_batch": 160, "epochs": 7, "max_steps": 20, "checkpoint_every": 6}
-
-
-def made_up(folder, method="dpo", **settings):
-    folder.mkdir()
-    return prepare(folder, pairs=9, methods={"trained": {"method": method, "beta": 0.5}}, **(SETTINGS | settings))
-
-
-def train_in_one(prepared):
-    experiment, layout, model_folder = prepared
-    view = experiment.stage_view("train")
-    training.run(view, experiment.methods["trained"], "trained", 1, layout, model_folder, "cpu", 2000)
-    return layout.run("trained", 1)
-
-
-def train_in(processes, folder, prepared):
-    subprocess.run(training_command(folder, "trained", processes), check=True, capture_output=True)
-    return prepared[1].run("trained", 1)
-
-
-def start(processes, folder):
-    return subprocess.Popen(
-        training_command(folder, "trained", processes), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-
-
-def assert_same_training(run, expected):
-    """Every metric of every step, and every weight."""
-    rows, others = (read_jsonl(folder / "metrics.jsonl") for folder in (run, expected))
-    assert [row["step"] for row in rows] == [row["step"] for row in others]
-    for row, other in zip(rows, others, strict=True):
-        for name in other.keys() - set(TIMING):
-            assert row[name] == pytest.approx(other[name], rel=TOLERANCE, abs=TOLERANCE), (row["step"], name)
-        assert [row[name] for name in ("pairs", "tokens")] == [other[name] for name in ("pairs", "tokens")]
-    weights, expected_weights = (load_file(folder / "model" / "model.safetensors") for folder in (run, expected))
-    for name, values in expected_weights.items():
-        assert torch.allclose(weights[name], values, rtol=0, atol=TOLERANCE), name
+from tests.several_processes import (
+    TOLERANCE,
+    assert_same_training,
+    kill_in_the_middle,
+    made_up,
+    none_is_left,
+    start,
+    start_and_wait_for_a_checkpoint,
+    train_in,
+    train_in_one,
+)
 
 
 @pytest.mark.parametrize(
@@ -79,46 +40,22 @@ def test_two_processes_train_as_one(tmp_path, method, settings):
     assert sorted(path.name for path in run.iterdir()) == sorted(path.name for path in expected.iterdir())
 
 
-def test_two_processes_go_on_from_the_checkpoint_of_one(tmp_path, monkeypatch):
+def test_two_processes_go_on_from_the_checkpoint_of_one(tmp_path):
     expected = train_in_one(made_up(tmp_path / "one", "beta_dpo"))
     prepared = made_up(tmp_path / "cut", "beta_dpo")
-
-    def killed(self, row, append=MetricsFile.append):
-        if row["step"] == 15:
-            raise KeyboardInterrupt
-        append(self, row)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(MetricsFile, "append", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train_in_one(prepared)
+    kill_in_the_middle(prepared)
     run = train_in(2, tmp_path / "cut", prepared)
     assert read_json(run / "summary.json")["resumed_from_step"] == [12]
     assert_same_training(run, expected)
 
 
-def start_and_wait_for_a_checkpoint(folder, run):
-    """A training in two processes that has come so far; the processes."""
-    job = start(2, folder)
-    deadline = time.monotonic() + 120
-    while not list(run.glob("work/checkpoint-*/whole")):
-        assert time.monotonic() < deadline and job.poll() is None, "no checkpoint came"
-        time.sleep(0.002)
-    workers = psutil.Process(job.pid).children()
-    assert len(workers) == 2
-    return job, workers
-
-
-def none_is_left(workers):
-    return not psutil.wait_procs(workers, timeout=30)[1]
-
-
-def test_a_killed_process_ends_the_job_and_one_goes_on_from_its_checkpoint(tmp_path):
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_killed_process_ends_the_job_and_one_goes_on_from_its_checkpoint(tmp_path, sharded):
     settings = {"epochs": 60, "max_steps": None}
     expected = train_in_one(made_up(tmp_path / "one", **settings))
     prepared = made_up(tmp_path / "cut", **settings)
     run = prepared[1].run("trained", 1)
-    job, workers = start_and_wait_for_a_checkpoint(tmp_path / "cut", run)
+    job, workers = start_and_wait_for_a_checkpoint(tmp_path / "cut", run, sharded)
     os.kill(workers[1].pid, signal.SIGKILL)
     _, told = job.communicate(timeout=60)
     assert job.returncode == 128 + signal.SIGKILL
