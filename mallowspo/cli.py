@@ -32,6 +32,7 @@ from mallowspo.experiments import (
 from mallowspo.files import write_json, write_text
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.methods import METHODS
+from mallowspo.model_files import trust_fetched
 from mallowspo.plan.command import plan
 from mallowspo.plan.requests import Requests
 from mallowspo.policies import Policy
@@ -84,6 +85,7 @@ def _open(
     """
     settings = load_comparison(experiment)
     layout = Layout(results, experiment_file(experiment).stem)
+    trust_fetched(layout.model(settings.model.key), settings.model.trust_remote_code)
     if threads is not None:
         from mallowspo.models import use_threads
 
@@ -112,9 +114,9 @@ def model(experiment: ExperimentName, results: Results = "results") -> None:
     settings = load_experiment(experiment)
     if settings.model is None:
         raise InputError(f"{experiment_file(experiment)}: has no model to fetch")
-    view = settings.stage_view("model")
+    chosen = settings.stage_view("model").model
     folder = Layout(results, experiment_file(experiment).stem).model(settings.model.key)
-    _stage("model").fetch(located(view.model.source, results), view.model.sha256, folder)
+    _stage("model").fetch(located(chosen.source, results), chosen.sha256, folder, bool(chosen.trust_remote_code))
 
 
 @app.command()

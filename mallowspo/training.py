@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -174,13 +175,19 @@ def _trainer(sharded: bool, initial_policy: Callable[[], Any]) -> Callable[..., 
 
 def _train(trainer: PreferenceTrainer, checkpoint: Path | None) -> None:
     """From the checkpoint on, if there is one."""
-    if checkpoint is not None:
-        state = torch.load(checkpoint / ObjectiveState.NAME, map_location=trainer.args.device)
-        trainer.objective.load_state_dict(state)
     if trainer.processes.first:
         trainer.metrics_file.keep_up_to(int(checkpoint.name.split("-")[1]) if checkpoint else 0)
     try:
+        if checkpoint is not None:
+            # Tensors and nothing else, as the Trainer reads its own files.
+            state = torch.load(checkpoint / ObjectiveState.NAME, map_location=trainer.args.device, weights_only=True)
+            trainer.objective.load_state_dict(state)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except UnpicklingError:
+        raise InputError(
+            f"{checkpoint}: a file of it is damaged, or holds more than tensors and could run code; it was not read: "
+            "remove the folder"
+        ) from None
     finally:
         if trainer.live:
             trainer.live.close(timeout=30)

@@ -18,6 +18,7 @@ from mallowspo.layout import Layout
 from mallowspo.models import load_tokenizer
 from mallowspo.pairs import prepared
 from mallowspo.pairs.build import Usable, check_rows, read_source, stop_if_too_many
+from mallowspo.pairs.sources import pinned
 from mallowspo.pairs.split import unit_draw
 from mallowspo.pairs.tokens import check_tokenizer
 from mallowspo.settings import PairsSettings
@@ -49,8 +50,8 @@ def draw_pairs(usable: list[Usable], most: int | None, seed: int) -> pd.DataFram
 def _pairs(view: Any, settings: OtherPairsSettings, layout: Layout, model_folder: Path) -> pd.DataFrame:
     tokenizer = load_tokenizer(model_folder)
     check_tokenizer(tokenizer, view.tokens)
-    source = PairsSettings(**settings.model_dump(exclude={"max_pairs", "seed"}))
     try:
+        source = pinned(PairsSettings(**settings.model_dump(exclude={"max_pairs", "seed"})))
         reads = read_source(source, view.tokens.template)
         usable, listed = check_rows(reads, tokenizer, source.source, view.tokens)
         write_jsonl(layout.unusable_rows, listed)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mallowspo.errors import InputError
+from mallowspo.hub import commit_of
+from mallowspo.visible import one_line
 
 
 def read_rows(path: str | Path, keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -47,8 +49,8 @@ def read_outputs(source: str) -> list[dict[str, Any]]:
 
 
 def generator_of(rows: list[dict[str, Any]], otherwise: str) -> str:
-    """The model that wrote the outputs, by its own file."""
-    return str(rows[0].get("generator") or otherwise)
+    """The model that wrote the outputs, by its own file; it stands in tables, figures and file names."""
+    return one_line(str(rows[0].get("generator") or otherwise), 100)
 
 
 def _read(path: Path) -> str:
@@ -85,12 +87,12 @@ def _parse(path: Path, text: str) -> list[Any]:
 
 def _from_hub(place: str) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     name, _, rest = place.partition("@")
     revision, _, file = rest.partition("!")
     try:
-        return Path(hf_hub_download(name, file, revision=revision, repo_type="dataset"))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        commit = commit_of(name, revision, "dataset")
+        return Path(hf_hub_download(name, file, revision=commit, repo_type="dataset"))
+    except (OSError, ValueError) as error:  # the hub's own are both
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"hub:{place}: could not be fetched ({reason}); download it and use path:FILE") from None

@@ -8,6 +8,7 @@ import torch
 from mallowspo.errors import InputError
 from mallowspo.judges.local_model import model_content, model_folder
 from mallowspo.judges.names import CLASSIFIER
+from mallowspo.model_files import why_not_loaded
 
 #: Answers scored at a time.
 BATCH = 16
@@ -66,12 +67,19 @@ class Classifier:
         folder = model_folder(source)
         self.name = f"reward:{source}"
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, truncation_side="left")
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, truncation_side="left"
+            )
             model, loading = AutoModelForSequenceClassification.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+                folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = why_not_loaded(folder, error)
             raise InputError(
                 f"judge '{self.name}': no sequence-classification model can be loaded ({reason})"
             ) from None

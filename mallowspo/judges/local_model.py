@@ -5,6 +5,8 @@ from typing import Any
 
 from mallowspo.errors import InputError
 from mallowspo.files import read_json, sha256_file
+from mallowspo.hub import commit_of
+from mallowspo.model_files import weight_files
 
 _FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
@@ -17,8 +19,9 @@ def model_folder(source: str) -> Path:
     """
     kind, _, place = source.partition(":")
     folder = Path(place) if kind == "path" else _from_hub(place)
-    if not (folder / "config.json").exists() or not any(folder.glob("*.safetensors")):
-        raise InputError(f"judge's model '{source}': no config.json with *.safetensors in {folder}; give such a folder")
+    if not (folder / "config.json").exists():
+        raise InputError(f"judge's model '{source}': no config.json with *.safetensors in {folder}")
+    weight_files(folder)
     return folder
 
 
@@ -32,12 +35,11 @@ def model_content(folder: Path) -> dict[str, Any]:
 
 def _from_hub(place: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     name, _, revision = place.partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        return Path(snapshot_download(name, revision=commit_of(name, revision, "model"), allow_patterns=_FILES))
+    except (OSError, ValueError) as error:  # the hub's own are both
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"judge's model 'hub:{place}': the hub could not be reached or has no such revision ({reason}); connect, "

@@ -16,7 +16,7 @@ from mallowspo.pairs import formats
 from mallowspo.pairs.answers import best_against_worst
 from mallowspo.pairs.formats import Candidate, UnusableRow, recognise
 from mallowspo.pairs.health import health_table, overlap, token_facts
-from mallowspo.pairs.sources import read_rows
+from mallowspo.pairs.sources import pinned, read_rows
 from mallowspo.pairs.split import SPLITS, assign_splits, draw_prompts
 from mallowspo.pairs.tokens import TokenizedPair, check_tokenizer, tokenize_pair
 from mallowspo.settings import OnPolicySettings, PairsSettings, TokenSettings
@@ -53,7 +53,7 @@ def run(view: Any, layout: Layout, tokenizer_folder: Path) -> None:
     """
     tokenizer = load_tokenizer(tokenizer_folder)
     check_tokenizer(tokenizer, view.tokens)
-    settings: PairsSettings = view.pairs
+    settings = pinned(view.pairs)
     if settings.on_policy:
         reads = _read_answers(settings.on_policy, layout)
     else:

@@ -20,12 +20,11 @@ from datasets import Dataset, Features, List, Value, load_from_disk
 from datasets.arrow_writer import ArrowWriter
 from numpy.typing import NDArray
 from tqdm import tqdm
-from transformers import AutoConfig
 
 from mallowspo.errors import InputError
 from mallowspo.files import read_json, read_parquet, whole_directory, write_json
 from mallowspo.layout import Layout
-from mallowspo.models import load_tokenizer
+from mallowspo.models import load_config, load_tokenizer
 from mallowspo.pairs.split import SPLITS
 from mallowspo.pairs.tokens import TokenizedPair, tokenize_pairs
 
@@ -118,7 +117,7 @@ def run(view: Any, layout: Layout, model_folder: Path, splits: Sequence[str] = S
 
 def context_window(model_folder: Path) -> int | None:
     """Tokens that the model was made to read; None where its configuration names no limit."""
-    config = AutoConfig.from_pretrained(model_folder, local_files_only=True).get_text_config()
+    config = load_config(model_folder).get_text_config()
     window: int | None = getattr(config, "max_position_embeddings", None)
     return window
 

@@ -6,6 +6,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,6 +16,7 @@ import pyarrow.parquet
 
 from mallowspo.errors import InputError
 from mallowspo.files import digest
+from mallowspo.hub import commit_of
 from mallowspo.pairs.formats import UnusableRow, prompt_of
 from mallowspo.pairs.split import assign_splits, draw_prompts
 from mallowspo.settings import PairsSettings
@@ -70,12 +72,30 @@ def read_prompts(pairs: PairsSettings, template: str = "chat") -> pd.DataFrame:
     return pd.DataFrame(table, columns=["prompt_id", "prompt", "messages", "split"])
 
 
+def pinned(pairs: PairsSettings) -> PairsSettings:
+    """The settings with the commit in place of a revision of the hub that can move: so it stands with each pair."""
+    kind, _, place = pairs.source.partition(":")
+    if kind != "hub":
+        return pairs
+    name, _, revision = place.partition("@")
+    with _hub_errors(place, pairs):
+        commit = commit_of(name, revision, "dataset")
+    return pairs.model_copy(update={"source": f"hub:{name}@{commit}"})
+
+
 def _hub_rows(place: str, pairs: PairsSettings) -> list[Row]:
     from datasets import load_dataset
 
     name, _, revision = place.partition("@")
-    try:
+    with _hub_errors(place, pairs):
         table = load_dataset(name, data_dir=pairs.hub_data_dir, revision=revision, split=pairs.hub_split)
+    return list(enumerate(table, start=1))
+
+
+@contextmanager
+def _hub_errors(place: str, pairs: PairsSettings) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, RuntimeError) as error:
         # Connection, authentication, missing revision or split, and data sets that are scripts all end here.
         reason = str(error).strip().splitlines()[0]
@@ -83,7 +103,6 @@ def _hub_rows(place: str, pairs: PairsSettings) -> list[Row]:
             f"pairs.source 'hub:{place}', split '{pairs.hub_split}': could not be loaded ({reason}); check the name, "
             "the revision, pairs.hub_split and the connection, or download the file elsewhere and use path:FILE"
         ) from None
-    return list(enumerate(table, start=1))
 
 
 def _file_rows(path: Path) -> Iterator[Row]:

@@ -7,6 +7,7 @@ import typer
 from mallowspo.errors import InputError
 from mallowspo.experiments import dump_settings, experiment_file, load_study
 from mallowspo.layout import Layout
+from mallowspo.model_files import trust_fetched
 from mallowspo.reward_model.settings import RewardModelStudy
 from mallowspo.settings import ComputeSettings
 
@@ -22,7 +23,10 @@ def study(experiment: ExperimentName, results: Results = "results", threads: Thr
     settings = load_study(experiment)
     _use(settings.compute, threads)
     layout = Layout(results, experiment_file(experiment).stem)
-    folder = layout.model(settings.model.key) if settings.model else None
+    folder = None
+    if settings.model:
+        folder = layout.model(settings.model.key)
+        trust_fetched(folder, settings.model.trust_remote_code)
     page.run(settings, layout, folder, dump_settings(settings))
 
 

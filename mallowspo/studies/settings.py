@@ -27,14 +27,15 @@ class Study(Section):
         """What a stage depends on: "study" all but `compute`; "model" its source, as in a comparison."""
         if stage == "model":
             model = self.stage_view("model").model
-            return digest(["model", [model.source, model.sha256], None])
+            return digest(["model", [model.source, model.sha256, model.trust_remote_code], None])
         return digest(self.model_dump(exclude={"compute"}))
 
     def stage_view(self, stage: str) -> Any:
         """The settings that the stage "model" may read; a study without a model has no such stage."""
         if stage != "model" or self.model is None:
             raise ValueError(f"a study of kind {self.kind} has no stage '{stage}'")
-        return SimpleNamespace(model=SimpleNamespace(source=self.model.source, sha256=self.model.sha256))
+        keys = ("source", "sha256", "trust_remote_code")
+        return SimpleNamespace(model=SimpleNamespace(**{key: getattr(self.model, key) for key in keys}))
 
     def warnings(self) -> list[str]:
         """What the terminal says before the study runs, such as a part of it that cannot be run here."""

@@ -46,6 +46,7 @@ def test_pickled_weights_are_refused(tmp_path):
 
 def test_encoder_decoder_is_refused(tmp_path):
     T5Config().save_pretrained(tmp_path / "t5")
+    (tmp_path / "t5" / "model.safetensors").touch()
     with pytest.raises(InputError, match="t5 is an encoder-decoder"):
         models.fetch(f"path:{tmp_path / 't5'}", None, tmp_path / "out")
 
