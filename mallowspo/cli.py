@@ -41,6 +41,7 @@ from mallowspo.settings import ComputeSettings, Experiment
 from mallowspo.shard import Shard
 from mallowspo.studies import commands as studies
 from mallowspo.studies.settings import Study
+from mallowspo.visible import one_line
 
 
 class InDataOrder(typer.core.TyperGroup):
@@ -472,7 +473,7 @@ def main() -> None:
         if launcher:  # of several processes' errors it tells one
             write_json(launcher, {"message": str(error)})
         else:
-            typer.echo(f"mallowspo: {error}", err=True)
+            typer.echo(f"mallowspo: {one_line(str(error))}", err=True)
         sys.exit(2)
     except OSError as error:
         if error.errno != errno.ENOSPC:

@@ -1,5 +1,6 @@
 """Experiments and the workflow's configuration from their YAML files, and what is wrong with them in one line."""
 
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -7,7 +8,8 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mallowspo.errors import InputError
-from mallowspo.settings import Experiment, nearest
+from mallowspo.sections import SECRET, nearest
+from mallowspo.settings import Experiment
 from mallowspo.studies.kinds import KINDS, settings_class
 from mallowspo.studies.settings import Study
 from mallowspo.workflow_settings import Workflow
@@ -60,6 +62,8 @@ def _one_line(source: str, model: type[BaseModel], error: ValidationError) -> st
             section = _section_at(model, location[:-1])
             hint = nearest(str(location[-1]), section.model_fields) if section else ""
             messages.append(f"{key}: unknown key; {hint}")
+        elif problem["type"] == SECRET:
+            messages.append(f"{key}: {problem['msg']}")
         elif problem["type"] == "missing":
             messages.append(f"{key}: missing; add it")
         elif problem["type"] == "value_error" and not location:
@@ -82,14 +86,22 @@ def validate(model: type[Any], values: Any, source: str) -> Any:
 
 
 EXPERIMENTS_FOLDER = Path("config/experiments")
+#: Of an experiment: it names a folder below the results, and stands in command lines.
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+#: Folders below the results that all experiments share.
+SHARED = ("models", "references", "logs", "benchmarks", "mlartifacts")
 
 
 def experiment_file(name: str) -> Path:
     """The file of an experiment, given by its name (in config/experiments) or as a path to a .yaml file."""
-    if name.endswith((".yaml", ".yml")):
-        return Path(name)
-    path = EXPERIMENTS_FOLDER / f"{name}.yaml"
-    if not path.exists():
+    given = name.endswith((".yaml", ".yml"))
+    path = Path(name) if given else EXPERIMENTS_FOLDER / f"{name}.yaml"
+    if not re.fullmatch(NAME, path.stem if given else name) or path.stem in SHARED or name.startswith("-"):
+        raise InputError(
+            f"experiment {name!r}: the name of its file names a folder of results; rename it: letters, digits, _ . - "
+            f"after a letter or digit, and none of {', '.join(SHARED)}"
+        )
+    if not given and not path.exists():
         known = sorted(file.stem for file in EXPERIMENTS_FOLDER.glob("*.yaml"))
         raise InputError(f"{path}: no such experiment '{name}'; {nearest(name, known)}")
     return path

@@ -81,7 +81,7 @@ class AlpacaSettings(Section):
     @classmethod
     def _against(cls, value: list[str]) -> list[str]:
         for name in value:
-            if not re.match(r"^(baseline|path:.+|hub:[^@\s]+@[^!\s]+!.+)$", name):
+            if not re.fullmatch(r"baseline|path:.+|hub:[^@\s]+@[^!\s]+!.+", name):
                 raise ValueError(f"'{name}' is none of baseline, path:FILE, hub:ID@REVISION!FILE")
         return value
 
@@ -117,6 +117,6 @@ class EvaluationSettings(Section):
     @classmethod
     def _other_pairs(cls, sets: dict[str, OtherPairsSettings]) -> dict[str, OtherPairsSettings]:
         for name in sets:
-            if not re.match(LABEL, name) or name in ("train", "test"):
+            if not re.fullmatch(LABEL, name) or name in ("train", "test"):
                 raise ValueError(f"name '{name}' must be lower-case letters, digits and _, and not train or test")
         return sets

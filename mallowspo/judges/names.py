@@ -15,10 +15,10 @@ REWARDS = {
 
 _MODEL = r"(path:[^#]+|hub:[^@#\s]+@[^#\s]+)"
 #: A sequence-classification model, and which of its numbers is the reward (a model of one number needs none named).
-CLASSIFIER = re.compile(rf"^reward:{_MODEL}(#(?P<number>logit|probability)=(?P<label>\S+))?$")
-FUNCTION = re.compile(r"^reward:[\w.]+:\w+$")
+CLASSIFIER = re.compile(rf"^reward:{_MODEL}(#(?P<number>logit|probability)=(?P<label>\S+))?\Z")
+FUNCTION = re.compile(r"^reward:[\w.]+:\w+\Z")
 #: Judges of two answers.
-PAIRWISE = re.compile(rf"^(logprob:{_MODEL}|openai:\S+|pairwise-table:.+)$")
+PAIRWISE = re.compile(rf"^(logprob:{_MODEL}|openai:\S+|pairwise-table:.+)\Z")
 
 KINDS = (
     "reward:NAME, reward:MODULE:FUNCTION, reward:path:FOLDER, reward:hub:ID@REVISION, logprob:path:FOLDER, "

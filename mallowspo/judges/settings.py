@@ -1,10 +1,21 @@
 """How a judge is asked."""
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from mallowspo.sections import secret_in_settings
+
 CREDENTIALS = {"api_key", "apikey", "authorization", "headers", "extra_headers", "token", "key"}
+
+
+def _keys(value: Any) -> Iterator[str]:
+    """Every key, however deep."""
+    if isinstance(value, dict):
+        yield from map(str, value)
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _keys(item)
 
 
 class JudgeSettings(BaseModel):
@@ -48,9 +59,9 @@ class JudgeSettings(BaseModel):
     @classmethod
     def _no_credentials(cls, value: dict[str, Any]) -> dict[str, Any]:
         """Settings are printed, kept beside the results and tracked: a key in them would be everywhere."""
-        wrong = sorted(name for name in value if name.lower() in CREDENTIALS)
+        wrong = sorted(name for name in _keys(value) if name.lower() in CREDENTIALS)
         if wrong:
-            raise ValueError(f"{wrong[0]} does not belong in settings; put the key in OPENAI_API_KEY")
+            raise secret_in_settings(f"{wrong[0]} does not belong in settings; put the key in OPENAI_API_KEY")
         return value
 
     @model_validator(mode="after")

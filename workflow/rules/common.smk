@@ -1,4 +1,5 @@
 # Settings, paths and run lists. No logic: that is in the package, where tests reach it.
+import re
 import sys
 
 from mallowspo.chains import folder_of, load_all
@@ -41,7 +42,7 @@ OTHER = PATH.other_pairs("{pair_set}")
 
 def one_of(names):
     """A wildcard that matches these names, and nothing where there are none."""
-    return "|".join(names) or "(?!)"
+    return "|".join(map(re.escape, names)) or "(?!)"
 
 
 wildcard_constraints:
