@@ -20,7 +20,7 @@ setup: .venv/ready
 	touch $@
 
 .venv/ready-for-tests: .venv/ready
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench,dev,postgres,slurm]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[auth,bench,dev,postgres,slurm]'
 	touch $@
 
 demo: setup

@@ -335,7 +335,7 @@ def server(
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0: every one")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="TCP port")] = 5000,
     workers: Annotated[int, typer.Option(min=1, help="processes")] = 2,
-    auth: Annotated[bool, typer.Option(help="ask for user and password (pip install 'mlflow[auth]')")] = False,
+    auth: Annotated[bool, typer.Option(help="ask for user and password (pip install 'mallowspo[auth]')")] = False,
 ) -> None:
     """Start the MLflow server that jobs and users share. Its store: MLFLOW_BACKEND_STORE_URI, else the workflow's."""
     from mallowspo.tracking import server as stage

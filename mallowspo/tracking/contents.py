@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mallowspo import __version__
 from mallowspo.errors import InputError
-from mallowspo.files import read_json, read_jsonl, read_parquet
+from mallowspo.files import digest, read_json, read_jsonl, read_parquet
 from mallowspo.layout import Layout
 from mallowspo.methods import METHODS
 from mallowspo.metric_names import against, on
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 SCORES = {"reward": "reward", "kl": "kl", "tokens": "length", "complete": "complete", "win": "win_rate"}
 #: Curves that measure the machine: steps made again after a resume have other values.
 TIMING = {"train/seconds", "train/data_seconds", "train/tokens_per_second"}
+
+
+#: Characters of a metric's name in MLflow.
+LONGEST_NAME = 250
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,11 @@ class RunContents:
 
 
 def metric_name(*parts: str) -> str:
-    """A name that MLflow accepts: letters, digits and `_-. :/`; lm-eval's `acc,none` becomes `acc/none`."""
-    return "/".join(re.sub(r"[^\w\-. :/]", "_", part.replace(",", "/")).strip("/.") for part in parts)
+    """A name that MLflow accepts: letters, digits and `_-. :/`, a path without empty or dotted steps, at most 250
+    characters; lm-eval's `acc,none` becomes `acc/none`."""
+    steps = re.sub(r"[^\w\-. :/]", "_", "/".join(parts).replace(",", "/")).split("/")
+    name = "/".join(step for step in steps if step.strip("."))
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}_{digest(name, 8)}"
 
 
 def read_run(layout: Layout, experiment: Experiment, method: str, seed: int) -> RunContents:
@@ -130,7 +137,7 @@ def _evaluation(layout: Layout, experiment: Experiment, method: str, seed: int) 
         "eval/margin": float(pairs["margin"].mean()),
     }
     for name, wins in read_parquet(folder / "alpaca_against.parquet").groupby("against"):
-        values |= {against(key, metric_name(str(name))): v for key, v in _prompt_means(wins).items()}
+        values |= {metric_name(against(key, str(name))): v for key, v in _prompt_means(wins).items()}
     for name in experiment.evaluation.other_pairs:
         others = read_parquet(layout.other_pairs(name).scores(method, seed) / "pairs.parquet")
         values[on("eval/accuracy", name)] = float(others["correct"].mean())

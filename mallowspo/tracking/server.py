@@ -4,6 +4,7 @@ MLflow reads what is secret from the environment, and so does this: nothing secr
 by `ps`), and nothing secret is printed.
 """
 
+import importlib.util
 import os
 import re
 import socket
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 from mallowspo.errors import InputError
+from mallowspo.files import write_text
 from mallowspo.tracking.store import hide_credentials, prepare_store, sqlite_file
 
 LOOPBACK = ("localhost", "127.0.0.1")
@@ -26,14 +28,14 @@ def run(store: str, artifacts: Path, host: str, port: int, workers: int, auth: b
         host: address to listen on; 0.0.0.0 for every one.
         port: TCP port.
         workers: processes of the server.
-        auth: ask for user and password, by MLflow's own means.
+        auth: ask for user and password, by MLflow's own means; users are kept beside `artifacts`.
 
     Raises:
         InputError: the store is itself a server, or cannot be reached; or a secret that MLflow needs is missing.
     """
     variables = environment(store, host, port)
     if auth:
-        _require_secrets()
+        variables["MLFLOW_AUTH_CONFIG_PATH"] = str(authentication(artifacts.parent))
     prepare_store(store)
     open_to_all = "" if auth or host in LOOPBACK else "; whoever reaches it can read and delete runs (see --auth)"
     print(f"MLflow on http://{host}:{port}, its store {hide_credentials(store)}{open_to_all}", flush=True)
@@ -72,7 +74,28 @@ def environment(store: str, host: str, port: int) -> dict[str, str]:
     return {**defaults, **os.environ, **chosen}
 
 
-def _require_secrets() -> None:
-    for name in ("MLFLOW_FLASK_SERVER_SECRET_KEY", "MLFLOW_AUTH_CONFIG_PATH"):
+def authentication(folder: Path) -> Path:
+    """MLflow's configuration of users: MLFLOW_AUTH_CONFIG_PATH, else one in `folder`, with the users beside it.
+
+    Raises:
+        InputError: a secret is missing in the environment, or a package.
+    """
+    chosen = os.environ.get("MLFLOW_AUTH_CONFIG_PATH")
+    users = folder.resolve() / "mlflow_users.db"
+    secrets = ["MLFLOW_FLASK_SERVER_SECRET_KEY"]
+    # Without it MLflow cannot make the first user, who makes the others.
+    secrets += [] if chosen or users.exists() else ["MLFLOW_AUTH_ADMIN_PASSWORD"]
+    for name in secrets:
         if not os.environ.get(name):
             raise InputError(f"--auth: {name} is not set in the environment; docs/tracking.md says what belongs there")
+    if importlib.util.find_spec("flask_wtf") is None:
+        raise InputError("--auth: MLflow needs the package Flask-WTF for it; pip install 'mallowspo[auth]'")
+    if chosen:
+        return Path(chosen)
+    file = folder.resolve() / "mlflow_auth.ini"
+    database = str(users).replace("%", "%%")
+    lines = ["[mlflow]", "default_permission = READ", f"database_uri = sqlite:///{database}", "admin_username = admin"]
+    # Else the password is hashed anew for every request of a job, a tenth of a second each.
+    lines += ["auth_cache_ttl_seconds = 60"]
+    write_text(file, "\n".join(lines) + "\n")
+    return file

@@ -14,9 +14,17 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from filelock import FileLock
 
 from mallowspo.errors import InputError
+from mallowspo.visible import one_line
 
 #: Seconds that a store may take to answer at all.
 REACHABLE_WITHIN = 5
+#: MLflow's codes of a server that answers and refuses, and what mends it.
+REFUSED = {
+    "UNAUTHENTICATED": "the server refuses user and password; set MLFLOW_TRACKING_USERNAME and "
+    "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) in the environment",
+    "PERMISSION_DENIED": "the server does not let this user (MLFLOW_TRACKING_USERNAME) do that; whoever runs it can "
+    "give the permission EDIT on the experiment",
+}
 #: Name of the advisory lock under which one process makes the schema of a PostgreSQL store; any constant will do.
 SCHEMA_LOCK = 240514953
 
@@ -93,9 +101,21 @@ def _store_exceptions() -> tuple[type[Exception], ...]:
     return OSError, sqlite3.Error, sqlalchemy.exc.SQLAlchemyError, MlflowException
 
 
+def _refused(error: Exception) -> str | None:
+    """What to do where a server answered and refused; None for any other error. Artifacts come by plain HTTP."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    code = {401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED"}.get(status or 0, getattr(error, "error_code", None))
+    return REFUSED.get(str(code))
+
+
 @contextmanager
-def store_errors(uri: str, advice: str) -> Iterator[None]:
-    """Turn whatever a store raises into an `InputError` of one line, without the URI's credentials."""
+def store_errors(uri: str, advice: str, of_reach: str = "") -> Iterator[None]:
+    """Turn whatever a store raises into an `InputError` of one line, without the URI's credentials.
+
+    Args:
+        advice: what else the line says.
+        of_reach: what it says, too, unless the store answered and refused.
+    """
     # `from None`: the exceptions behind these carry the whole URI.
     try:
         yield
@@ -105,8 +125,10 @@ def store_errors(uri: str, advice: str) -> Iterator[None]:
         ) from None
     # Called only when something was raised: importing MLflow takes seconds.
     except _store_exceptions() as error:
-        reason = _hide_in(" ".join(str(getattr(error, "orig", error)).split()), uri)[:300]
-        raise InputError(f"tracking store {hide_credentials(uri)}: {reason}; {advice}") from None
+        refused = _refused(error)
+        reason = refused or _hide_in(one_line(str(getattr(error, "orig", error))), uri)[:300]
+        said = [reason, "" if refused else of_reach, advice]
+        raise InputError(f"tracking store {hide_credentials(uri)}: {'; '.join(filter(None, said))}") from None
 
 
 def prepare_store(uri: str, timeout: float = 60.0) -> None:
@@ -122,16 +144,16 @@ def prepare_store(uri: str, timeout: float = 60.0) -> None:
     Raises:
         InputError: the store is locked, unreachable, or of another kind.
     """
-    advice = "is it running, and is tracking_uri (or MLFLOW_TRACKING_URI) right?"
+    of_reach = "is it running, and is tracking_uri (or MLFLOW_TRACKING_URI) right?"
     file = sqlite_file(uri)
     if file is not None:
         with store_errors(uri, "wait for whoever writes to it, or stop them"):
             _prepare_sqlite(file, timeout)
     elif re.match(r"postgresql(\+\w+)?://", uri):
-        with store_errors(uri, advice):
+        with store_errors(uri, "", of_reach):
             _prepare_postgresql(uri)
     elif re.match(r"https?://", uri):
-        with store_errors(uri, advice), http_limits(REACHABLE_WITHIN, 0):
+        with store_errors(uri, "", of_reach), http_limits(REACHABLE_WITHIN, 0):
             connect(uri).search_experiments(max_results=1)
     else:
         raise InputError(

@@ -24,6 +24,7 @@ from mallowspo.tracking.whole import (
     results_tag,
     set_tags,
 )
+from mallowspo.visible import visible
 
 
 def run(layout: Layout, store_uri: str, timeout: float = 60.0) -> None:
@@ -57,7 +58,7 @@ def _write(client: Any, experiment: str, layout: Layout, study: Study, found: di
     metrics = {metric_name(name): value for name, value in found["numbers"].items()}
     log_metrics(client, run_id, [(key, value, now, 0) for key, value in metrics.items() if key not in run.data.metrics])
     described = {"mallowspo.version": __version__, "mallowspo.git_commit": str(found["environment"]["git_commit"])}
-    described |= {"mlflow.note.content": study.title, **results_tag(layout), SUPERSEDED: "false"}
+    described |= {"mlflow.note.content": visible(study.title), **results_tag(layout), SUPERSEDED: "false"}
     set_tags(client, run, described)
     for file in (layout.settings, layout.report, layout.study):
         client.log_artifact(run_id, str(file))

@@ -16,6 +16,7 @@ from mallowspo.layout import Layout
 from mallowspo.settings import Experiment
 from mallowspo.tracking.contents import TIMING, RunContents, read_run
 from mallowspo.tracking.store import connect, hide_credentials, http_limits, prepare_store, sqlite_file, store_errors
+from mallowspo.visible import visible
 
 KIND, DIGEST, METHOD, SEED = "mallowspo.kind", "mallowspo.digest", "mallowspo.method", "mallowspo.seed"
 SUPERSEDED, PARENT = "mallowspo.superseded", "mlflow.parentRunId"
@@ -208,7 +209,7 @@ class _Writer:
         found = self._with_tags(tags)
         run = found[0] if found else self.client.create_run(self.experiment, tags=tags, run_name=self.layout.experiment)
         run_id: str = run.info.run_id
-        described = {"mlflow.note.content": title, "mallowspo.version": __version__}
+        described = {"mlflow.note.content": visible(title), "mallowspo.version": __version__}
         set_tags(self.client, run, {**described, **results_tag(self.layout), SUPERSEDED: "false"})
         for file in (self.layout.settings, self.layout.report):
             self.client.log_artifact(run_id, str(file))
