@@ -37,6 +37,7 @@ _BY_VALUE = {
     *(f"mallowspo.{name}" for name in ("settings", "workflow_settings", "experiments", "layout")),
     *(f"mallowspo.{name}" for name in ("sections", "errors", "files", "provenance")),
     "mallowspo.evaluation.settings",
+    "mallowspo.pairs.settings",
     "mallowspo.studies.settings",
     "mallowspo.studies.kinds",
 }

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mallowspo.errors import InputError
-from mallowspo.settings import PairsSettings, ShareSettings, SplitSettings
+from mallowspo.pairs.settings import ShareSettings, SplitSettings
+from mallowspo.settings import PairsSettings
 
 SPLITS = ("train", "test")
 
