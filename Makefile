@@ -7,6 +7,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 SNAKEMAKE := snakemake --cores all --rerun-incomplete --quiet rules
 RESULTS := results
+comma := ,
+EXPERIMENTS := $(subst $() ,$(comma),$(basename $(notdir $(wildcard config/experiments/*.yaml))))
 
 .PHONY: setup demo smoke test test-statistics test-cluster lint ui clean
 
@@ -31,8 +33,9 @@ demo: setup
 smoke: setup
 	$(SNAKEMAKE) --config experiments=smoke
 
+# `make test PROCESSES=2` shares the files of tests among so many processes; each takes about 2 GB.
 test: .venv/ready-for-tests
-	$(BIN)/pytest
+	$(BIN)/pytest $(if $(PROCESSES),--numprocesses $(PROCESSES) --dist loadfile)
 
 # Minutes: every interval and test on thousands of simulated experiments; prints the table of docs/statistics.md.
 test-statistics: .venv/ready-for-tests
@@ -49,11 +52,8 @@ lint: .venv/ready-for-tests
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
-	for file in config/experiments/*.yaml; do \
-	    name=$$(basename $$file .yaml); \
-	    $(BIN)/snakemake --dry-run --quiet all --cores all --config experiments=$$name || exit 1; \
-	    $(BIN)/snakemake --dry-run --quiet all --cores all --profile slurm --config experiments=$$name || exit 1; \
-	done
+	$(BIN)/snakemake --dry-run --quiet all --cores all --config experiments=$(EXPERIMENTS)
+	$(BIN)/snakemake --dry-run --quiet all --cores all --profile slurm --config experiments=$(EXPERIMENTS)
 
 ui: setup
 	$(BIN)/mallowspo server --results $(RESULTS)
