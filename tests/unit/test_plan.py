@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from mallowspo import memory
 from mallowspo.bench.operations import counting
+from mallowspo.chains import first_model
 from mallowspo.cli import app
 from mallowspo.errors import InputError
 from mallowspo.evaluation import answers
@@ -305,7 +306,7 @@ def test_what_a_bench_counted_is_planned():
 def of(name, **changes):
     case = Case(
         experiment(name, **changes),
-        shape_of(experiment(name).model.source, []),
+        shape_of(first_model(experiment(name).model).source, []),
         expected(experiment(name)),
         DEVICES["a100"],
         8,
