@@ -25,6 +25,7 @@ from scipy.special import expit
 from mallowspo.files import read_parquet
 from mallowspo.inference import estimate
 from mallowspo.layout import Layout
+from mallowspo.visible import one_line
 
 Array = NDArray[np.float64]
 
@@ -167,7 +168,7 @@ def _right(margins: pd.DataFrame) -> pd.DataFrame:
 
 def _source(meta: str, otherwise: str) -> str:
     values = json.loads(meta)
-    return str(next((values[name] for name in SOURCES if values.get(name)), otherwise))
+    return one_line(str(next((values[name] for name in SOURCES if values.get(name)), otherwise)), 100)
 
 
 def _groups(facts: pd.DataFrame) -> Iterator[tuple[str, str, tuple[float, float], pd.Index]]:

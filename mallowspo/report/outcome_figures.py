@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from mallowspo.evaluation.frontier import curves
+from mallowspo.files import digest
 from mallowspo.metric_names import bare, is_outcome, opponent
 from mallowspo.report.results import Results
 from mallowspo.report.style import Look, Panel, draw_panel, legend_below, legend_height
@@ -45,7 +46,9 @@ def _forest_panel(results: Results, look: Look, baseline: str, metric: str, data
 
 
 def _file_name(metric: str) -> str:
-    return re.sub(r"\W+", "_", metric)
+    """Of a metric; what others named (an opponent, a task) is told apart though its own characters are no file name."""
+    name = re.sub(r"\W+", "_", metric)
+    return name if re.fullmatch(r"[\w /.>-]{1,80}", metric) else f"{name[:60]}_{digest(metric, 8)}"
 
 
 def _whisker(axes: Axes, x: float, y: float, low: float, high: float, colour: str, marker: str) -> None:

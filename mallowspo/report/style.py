@@ -26,6 +26,8 @@ REFERENCE_COLOUR = "#5f6368"
 WIDTH = 4.2
 STYLE: Any = {
     "svg.hashsalt": "mallowspo",
+    # A name with two dollar signs is a name, and no formula.
+    "text.parse_math": False,
     "svg.fonttype": "path",
     "pdf.fonttype": 42,
     "font.family": "DejaVu Sans",
@@ -106,8 +108,15 @@ def draw_files(
 
 
 def csv(table: pd.DataFrame) -> str:
-    """A table as CSV, numbers with ten significant digits, so that equal inputs give equal bytes."""
-    return str(table.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+    """A table as CSV, numbers with ten significant digits, so that equal inputs give equal bytes.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it.
+    """
+    return str(table.map(_no_formula).to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def legend_below(axes: Axes, handles: Sequence[Any], columns: int = 3) -> None:

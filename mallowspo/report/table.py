@@ -1,5 +1,6 @@
 """One table in its four forms: CSV with the numbers; Markdown, LaTeX and the page with what people read."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from mallowspo.files import write_text
 from mallowspo.layout import Layout
 from mallowspo.report.style import csv
 from mallowspo.report.words import ABSENT
+from mallowspo.visible import one_line
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,24 @@ def rows_of(table: pd.DataFrame) -> list[Any]:
 
 def _markdown(table: Table) -> str:
     def line(cells: list[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n"
+        return "| " + " | ".join(map(_markdown_cell, cells)) + " |\n"
 
     columns = [str(column) for column in table.shown]
     rule = "|" + "|".join("---" if column in table.text_columns else "---:" for column in columns) + "|\n"
     return line(columns) + rule + "".join(line(list(row)) for row in table.shown.itertuples(index=False, name=None))
 
 
+def _markdown_cell(text: str) -> str:
+    """One cell: what would end it, begin a tag, or make a link, is escaped."""
+    escaped = one_line(text).replace("\\", "\\\\").replace("|", "\\|").replace("](", "]\\(")
+    return re.sub(r"<(?=[A-Za-z/!?])", r"\\<", escaped)
+
+
 def _latex(table: Table) -> str:
     """A booktabs tabular; needs \\usepackage{booktabs}."""
     alignment = "".join("l" if column in table.text_columns else "r" for column in table.shown)
-    text = str(table.shown.to_latex(index=False, escape=True, column_format=alignment))
+    shown = table.shown.rename(columns=one_line).map(one_line)
+    text = str(shown.to_latex(index=False, escape=True, column_format=alignment))
     for sign, command in (("−", "$-$"), (ABSENT, "--"), ("< 0.001", "$<$ 0.001")):
         text = text.replace(sign, command)
     return text

@@ -1,7 +1,11 @@
 """How pages are filled in: their template, the style sheet, and what may pass unescaped."""
 
+from typing import Any
+
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+
+from mallowspo.visible import visible
 
 
 def environment(*packages: str) -> Environment:
@@ -12,9 +16,15 @@ def environment(*packages: str) -> Environment:
         loader=loader,
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     made.filters["svg"] = lambda panel: Markup(panel.svg)
     made.globals["css"] = Markup(loader.get_source(made, "page.css")[0])
     return made
+
+
+def _shown(value: Any) -> Any:
+    """Text as it may be shown; our own markup as it is."""
+    return visible(value) if type(value) is str else value

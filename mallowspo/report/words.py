@@ -1,10 +1,10 @@
 """How numbers, intervals and model texts are written, everywhere the same."""
 
 import math
-import re
 from collections.abc import Iterable
 
 from mallowspo.metric_names import bare
+from mallowspo.visible import visible
 
 #: What each metric is called where people read it.
 METRIC_TITLES = {
@@ -84,9 +84,8 @@ def plural(amount: int, noun: str) -> str:
 
 
 def shown_text(text: str, limit: int) -> str:
-    """Text as a page can hold it: control characters visible, lone surrogates replaced, cut at `limit` with a note."""
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    text = re.sub(r"[\x00-\x08\x0b-\x1f]", lambda match: chr(0x2400 + ord(match.group())), text)
+    """Text as a page can hold it: `visible`, and cut at `limit` with a note."""
+    text = visible(text)
     if len(text) <= limit:
         return text
     return f"{text[:limit]} … [{len(text) - limit:,} more characters]"
