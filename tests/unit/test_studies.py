@@ -163,7 +163,7 @@ def test_a_model_is_shared_with_comparisons(tmp_path, coin):
     assert study.model.key == comparison.model.key
     assert study.stage_digest("model") == comparison.stage_digest("model")
     assert vars(study.stage_view("model").model) == vars(comparison.stage_view("model").model)
-    assert set(STAGE_READS["model"]) == {"model.source", "model.sha256"}
+    assert set(STAGE_READS["model"]) == {"model.source", "model.sha256", "model.trust_remote_code"}
     with pytest.raises(ValueError, match="has no stage 'model'"):
         load_study(write(tmp_path)).stage_view("model")
 
