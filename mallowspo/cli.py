@@ -62,7 +62,7 @@ ExperimentName = Annotated[str, typer.Argument(help="a name in config/experiment
 Results = Annotated[str, typer.Option(help="folder of all results")]
 Method = Annotated[str, typer.Option(help="a label under `methods` of the experiment")]
 PolicyName = Annotated[str, typer.Option(help=f"a label under `methods`, or '{REFERENCE}' for the untrained policy")]
-AnyPolicy = Annotated[str, typer.Option(help=f"the same, or at another temperature: {REFERENCE}@temperature=0.7")]
+AnyPolicy = Annotated[str, typer.Option(help=f"the same, or as in {REFERENCE}@temperature=0.7, LABEL@training=0.5")]
 Seed = Annotated[int, typer.Option(help="training seed (0 for the untrained policy)")]
 Split = Annotated[str, typer.Option(help="train or test")]
 Store = Annotated[str | None, typer.Option(help="MLflow tracking URI; default: what config/config.yaml says")]
@@ -105,6 +105,9 @@ def _lock_gpus(compute: ComputeSettings, most: int | None = 1) -> None:
 def _policy(name: str, settings: Experiment, layout: Layout, model_folder: Path, seed: int) -> tuple[Policy, Path]:
     """A policy by its name, and its folder."""
     policy = Policy.parse(name)
+    if policy.training is not None:
+        _known(name, settings, *dict.fromkeys(variant for variant, _ in settings.variants()))
+        return policy, layout.kept(policy.label, seed) / f"{policy.training:g}"
     _known(policy.label, settings, REFERENCE)
     return policy, model_folder if policy.label == REFERENCE else layout.run(policy.label, seed) / "model"
 

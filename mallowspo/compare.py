@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from mallowspo.compare_by_dispersion import prompt_dispersion, slope_row
 from mallowspo.compare_values import Values, read_values
-from mallowspo.compare_variants import variants_table
+from mallowspo.compare_variants import along_trainings, variants_table
 from mallowspo.evaluation.degeneration import SIGNS
 from mallowspo.evaluation.displacement import CHANGES, CHOSEN_FELL
 from mallowspo.evaluation.frontier import frontier_table
@@ -67,7 +67,7 @@ def run(view: Any, layout: Layout) -> None:
     """Write estimates, comparison, interaction, accuracy_by_group, frontier and variants, each a .parquet.
 
     Args:
-        view: .methods (label -> settings), .seeds, .generation.temperature; of .evaluation:
+        view: .methods (label -> settings), .seeds, .generation.temperature, .training.keep; of .evaluation:
             .comparison, .lm_eval, .alpaca.against, .other_pairs, .temperatures.
         layout: of the experiment.
 
@@ -80,7 +80,9 @@ def run(view: Any, layout: Layout) -> None:
     values = read_values(view, layout)
     resampling = {"confidence": settings.confidence, "resamples": settings.resamples, "seed": settings.seed}
     write_parquet(layout.estimates, _estimates(values, methods, settings.confidence))
-    write_parquet(layout.frontier, frontier_table(values, view.methods, baseline, resampling))
+    by_beta = frontier_table(values, view.methods, baseline, resampling)
+    along = along_trainings(view, layout, resampling)
+    write_parquet(layout.frontier, _together([by_beta, along]) if len(by_beta) or len(along) else by_beta)
     tested = {metric: by_label for metric, by_label in values.items() if metric not in NOT_TESTED}
     parts = [_against(tested, methods, against, settings) for against in (baseline, REFERENCE)]
     write_parquet(layout.comparison, _together(parts))

@@ -1,4 +1,5 @@
-"""Policies at other temperatures than the compared one (`mallowspo.policies`), for variants.parquet.
+"""Policies under other conditions than the compared ones (`mallowspo.policies`), for variants.parquet; and methods at
+equal KL along their trainings, for frontier.parquet.
 
 At another temperature a policy's answers come from another law than the one whose log-probabilities are read, so that
 their mean log-ratio is no KL; it still says how much likelier these answers are under the policy than under the
@@ -6,12 +7,13 @@ reference. Wins are by the reward, against the reference's answers at the same t
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from mallowspo.compare_values import Run, read_scores
+from mallowspo.evaluation.frontier import paths_table
 from mallowspo.evaluation.kl import K1
 from mallowspo.files import read_parquet
 from mallowspo.inference import estimate
@@ -20,39 +22,61 @@ from mallowspo.policies import Policy
 
 METRICS = ("reward", K1, "win_rate", "length", "complete")
 SHARES = ("win_rate", "complete")
-COLUMNS = ("method", "temperature", "metric", "estimate", "standard_error", "ci_low", "ci_high", "n",
+COLUMNS = ("method", "temperature", "training", "metric", "estimate", "standard_error", "ci_low", "ci_high", "n",
            "seeds", "covers")  # fmt: skip
 
 
+class Condition(NamedTuple):
+    """As in `Policy`; None: as compared."""
+
+    temperature: float | None = None
+    training: float | None = None
+
+
 def variants_table(view: Any, layout: Layout) -> pd.DataFrame:
-    """Rows of `COLUMNS`: every policy at its own and each other temperature; none without others.
+    """Rows of `COLUMNS`: every policy as it is compared and under each other condition; none without conditions.
 
     Args:
-        view: .methods, .seeds, .generation.temperature; of .evaluation: .comparison, .temperatures.
+        view: .methods, .seeds, .generation.temperature, .training.keep; of .evaluation: .comparison, .temperatures.
+
+    Returns:
+        training is the share of the training's steps; 1 stands for the whole training, and for the reference.
     """
-    others = view.evaluation.temperatures
-    rows = [row for temperature in ([None, *others] if others else []) for row in _rows(view, layout, temperature)]
+    others = [Condition(temperature=value) for value in view.evaluation.temperatures]
+    others += [Condition(training=share) for share in view.training.keep]
+    conditions = [Condition(), *others] if others else []
+    rows = [row for condition in conditions for row in _rows(view, layout, condition)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _rows(view: Any, layout: Layout, other: float | None) -> Iterator[tuple[Any, ...]]:
-    """At another temperature; None: the policies as they are compared."""
-    names = {label: Policy(label, other).name for label in (REFERENCE, *view.methods)}
-    reference = names[REFERENCE]
+def along_trainings(view: Any, layout: Layout, resampling: dict[str, Any]) -> pd.DataFrame:
+    """Rows for frontier.parquet in which a curve is a method's training; none where nothing was kept along it."""
+    shares = view.training.keep
+    methods = view.methods if shares else []
+    paths = {label: [*(Policy(label, training=share).name for share in shares), label] for label in methods}
+    names = [name for path in paths.values() for name in path]
+    values = read_scores(layout, [(REFERENCE, 0), *((name, seed) for name in names for seed in view.seeds)])
+    return paths_table(values, paths, view.evaluation.comparison.baseline, resampling)
+
+
+def _rows(view: Any, layout: Layout, condition: Condition) -> Iterator[tuple[Any, ...]]:
+    reference = Policy(REFERENCE, condition.temperature).name
+    names = {REFERENCE: reference, **{label: Policy(label, *condition).name for label in view.methods}}
     trained = [(names[label], seed) for label in view.methods for seed in view.seeds]
     values = read_scores(layout, [(reference, 0), *trained])
     values["win_rate"] = _wins(layout, reference, trained)
-    temperature = view.generation.temperature if other is None else other
+    temperature = view.generation.temperature if condition.temperature is None else condition.temperature
+    share = 1.0 if condition.training is None else condition.training
     for metric in METRICS:
         runs = np.stack([values[metric][names[label]].to_numpy() for label in view.methods])
         for label, name in names.items():
-            if name not in values[metric]:  # nothing wins against itself
-                continue
+            if name not in values[metric] or (label == REFERENCE and condition.training is not None):
+                continue  # nothing wins against itself, and the reference is not trained
             table = values[metric][name]
             found = estimate(table, view.evaluation.comparison.confidence, None if label == REFERENCE else runs)
             low, high = (max(found.low, 0), min(found.high, 1)) if metric in SHARES else (found.low, found.high)
             numbers = (found.mean, found.standard_error, low, high, found.n, table.shape[1])
-            yield (label, temperature, metric, *numbers, found.covers)
+            yield (label, temperature, share, metric, *numbers, found.covers)
 
 
 def _wins(layout: Layout, reference: str, runs: list[Run]) -> dict[str, pd.DataFrame]:

@@ -132,7 +132,7 @@ class Layout:
 
     @property
     def variants(self) -> Path:
-        """Policies at other temperatures."""
+        """Policies at other temperatures, and along their training."""
         return self.root / "variants.parquet"
 
     @property

@@ -34,6 +34,7 @@ from mallowspo.files import (
     write_jsonl,
     write_text,
 )
+from mallowspo.kept import KeepWeights, steps_kept
 from mallowspo.layout import Layout
 from mallowspo.memory import MemoryPlan
 from mallowspo.methods import METHODS
@@ -71,6 +72,8 @@ def run(
 ) -> None:
     """Train one policy and write RUN/{model,metrics.jsonl,settings.yaml,summary.json,environment.json}.
 
+    And RUN/kept/SHARE for each share of `training.keep` (`mallowspo.kept`).
+
     Args:
         method: `MethodSettings` of the run.
         memory_mb: MiB that the job may take on a CPU. Where they do not hold what the backward reads, it computes it
@@ -79,8 +82,8 @@ def run(
         sharded: the processes share the policy out (`mallowspo.sharding`).
 
     Raises:
-        InputError: the tables lack a pair or belong to another model, a loss, gradient or weight is not finite, or
-            another job is at this very training.
+        InputError: the tables lack a pair or belong to another model, a loss, gradient or weight is not finite,
+            two shares of training.keep are one step, or another job is at this very training.
     """
     processes = Processes.of_environment()
     with _alone(layout, label, seed) if processes.first else nullcontext():
@@ -122,9 +125,10 @@ def _run(
     work = folder / "work"
     identity = _identity(view, method, seed, layout, model_folder, precision)
     examples = load_examples(view, method, layout, processes.share)
+    kept, kept_folder = steps_kept(view.training.keep, _steps(view.training, len(examples))), layout.kept(label, seed)
     arguments = _arguments(view.training, work, seed, device, len(examples), processes)
     processes.connect(device)
-    checkpoint = processes.from_first(lambda: last_checkpoint(_open_work(work, identity)))
+    checkpoint = processes.from_first(lambda: last_checkpoint(_open_work(work, kept_folder, identity)))
     set_seed(seed)
     initial_policy = partial(_policy, model_folder, training=view.training, seed=seed)
     model = initial_policy(device=device)
@@ -147,6 +151,7 @@ def _run(
         processes=processes,
         live=track_live(layout, label, seed, identity["digest"], live) if live else None,
     )
+    trainer.add_callback(KeepWeights(trainer.whole_policy, kept, kept_folder, model_folder))
     step0 = _step0(trainer, precision, work) if checkpoint is None else read_json(work / "step0.json")
     _train(trainer, checkpoint)
     held, policy = bytes_held(trainer), trainer.whole_policy()
@@ -193,10 +198,11 @@ def _train(trainer: PreferenceTrainer, checkpoint: Path | None) -> None:
             trainer.live.close(timeout=30)
 
 
-def _open_work(work: Path, identity: dict[str, str]) -> Path:
-    """The folder of the training under way; what another run left there (other settings, code or data) is removed."""
+def _open_work(work: Path, kept: Path, identity: dict[str, str]) -> Path:
+    """The folder of the training under way; what another run left there or kept (other settings, code or data) goes."""
     if not (work / "identity.json").exists() or read_json(work / "identity.json") != identity:
         shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(kept, ignore_errors=True)
         write_json(work / "identity.json", identity)
     return work
 

@@ -11,6 +11,7 @@ from typing import Any
 from mallowspo.errors import InputError
 from mallowspo.files import digest
 from mallowspo.generation import Answer
+from mallowspo.kept import whole_folder
 from mallowspo.settings import SamplingSettings
 
 
@@ -24,7 +25,8 @@ def open_policy(folder: Path, device: str, precision: str) -> Any:
         raise InputError("generation.engine: 'vllm' needs a GPU and torch sees none; set it to transformers")
     vllm = _vllm()
     # "vllm": no sampling settings and no further end tokens from the model's generation_config.json.
-    return vllm.LLM(model=str(folder), dtype=precision, generation_config="vllm")
+    with whole_folder(folder) as whole:
+        return vllm.LLM(model=str(whole), dtype=precision, generation_config="vllm")
 
 
 def sample_answers(

@@ -39,12 +39,17 @@ class MadeUp:
 
 
 def settings(
-    methods: tuple[str, ...], seeds: tuple[int, ...], lm_eval: bool, evaluation: dict[str, Any] | None = None
+    methods: tuple[str, ...],
+    seeds: tuple[int, ...],
+    lm_eval: bool,
+    evaluation: dict[str, Any] | None = None,
+    keep: tuple[float, ...] = (),
 ) -> Experiment:
     """Settings of the made-up experiment; labels outside METHODS are DPO under another beta.
 
     Args:
         evaluation: further settings of that section.
+        keep: shares of the training.
     """
     known = ("dpo", "mallows_theta", "mallows_phi")
     return Experiment.model_validate(
@@ -57,7 +62,7 @@ def settings(
                 m: {"method": m if m in known else "dpo", "beta": 0.1 + 0.01 * i} for i, m in enumerate(methods)
             },
             "seeds": list(seeds),
-            "training": {"learning_rate": 1e-5, "pairs_per_step": 8},
+            "training": {"learning_rate": 1e-5, "pairs_per_step": 8, "keep": list(keep)},
             "generation": {"answers": 2, "max_new_tokens": 32},
             "evaluation": {
                 "judge": "reward:vader",
@@ -79,12 +84,14 @@ def write(
     prompts: int = 12,
     steps: int = 20,
     evaluation: dict[str, Any] | None = None,
+    keep: tuple[float, ...] = (),
 ) -> MadeUp:
     """Write every file that the stages before "compare" leave behind.
 
-    Every other set of pairs holds the held-out ones. At other temperatures the rewards are shifted by 1 - temperature.
+    Every other set of pairs holds the held-out ones. At other temperatures the rewards are shifted by 1 - temperature;
+    along a training of methods reward and KL are their ends' times the share.
     """
-    made = MadeUp(Layout(str(results), "made_up"), settings(methods, seeds, lm_eval, evaluation))
+    made = MadeUp(Layout(str(results), "made_up"), settings(methods, seeds, lm_eval, evaluation, keep))
     generator = np.random.default_rng(0)
     write_text(made.layout.settings, made.settings_text)
     pairs = _pairs(made.layout, generator, prompts)
@@ -100,7 +107,7 @@ def write(
             _lm_eval(made.layout, generator, method, seed)
     _benchmarks(made)
     _other_pairs(made, generator, test)
-    _temperatures(made)
+    _variants(made)
     return made
 
 
@@ -312,12 +319,16 @@ def _other_pairs(made: MadeUp, generator: np.random.Generator, test: pd.DataFram
             _pair_scores(place, generator, test, method, seed, LEVELS.get(method, (0.3, 1.8)))
 
 
-def _temperatures(made: MadeUp) -> None:
+def _variants(made: MadeUp) -> None:
     for name, seed in made.experiment.variants():
         policy = Policy.parse(name)
         table = pd.read_parquet(made.layout.scores(policy.label, seed) / "score.parquet")
-        shift = (table["metric"] == "reward") * (1 - (policy.temperature or 0)) * (policy.label != REFERENCE)
-        write_parquet(made.layout.scores(name, seed) / "score.parquet", table.assign(value=table["value"] + shift))
+        value = table["value"]
+        if policy.training is not None:
+            value = value.where(~table["metric"].isin(["reward", "kl"]), value * policy.training)
+        elif policy.label != REFERENCE:
+            value = value + (table["metric"] == "reward") * (1 - (policy.temperature or 0))
+        write_parquet(made.layout.scores(name, seed) / "score.parquet", table.assign(value=value))
 
 
 def _lm_eval(layout: Layout, generator: np.random.Generator, method: str, seed: int) -> None:

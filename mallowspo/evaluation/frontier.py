@@ -1,6 +1,7 @@
-"""Is a method better at equal KL? Reward against KL over several betas of a method, compared between methods.
+"""Is a method better at equal KL? Reward against KL over several betas, or along a training, compared between methods.
 
-A curve is made of the labels of an experiment that differ in beta alone, each a point (mean KL by k1, mean reward).
+A curve is made of points (mean KL by k1, mean reward): of the labels of an experiment that differ in beta alone, or of
+the policies that were kept along one label's training, and its end. Which of the two it is says the column `along`.
 
 - Reward at equal KL: a label's reward minus that of the baseline's curve at the label's own KL, by linear interpolation
   between the neighbouring points of the curve. There is none beyond the curve's ends, which the reference at KL 0 does
@@ -28,7 +29,9 @@ from mallowspo.layout import REFERENCE
 
 Array = NDArray[np.float64]
 EQUAL_KL, HYPERVOLUME, HYPERVOLUME_GAIN = "reward at equal KL", "hypervolume", "hypervolume gain"
-COLUMNS = ("measure", "method", "against", "kl", "estimate", "ci_low", "ci_high", "n", "seeds", "outside", "note")
+BETA, TRAINING = "beta", "training"
+COLUMNS = ("along", "measure", "method", "against", "kl", "estimate", "ci_low", "ci_high", "n", "seeds", "outside",
+           "note")  # fmt: skip
 
 
 def curves(methods: Mapping[str, Any]) -> list[list[str]]:
@@ -85,15 +88,43 @@ def frontier_table(
         n is prompts; kl is the label's mean KL, or the largest of the hypervolume's; outside is the share of resamples
         in which the label's KL lay beyond the curve's ends, where its last line goes on.
     """
-    found = curves(methods)
+    found = {curve_name(labels): labels for labels in curves(methods)}
+    own = next((name for name, labels in found.items() if baseline in labels), None)
+    others = [label for label in methods if own and label not in found[own]]
+    return _compared(values, found, own, others, resampling).assign(along=BETA)
+
+
+def paths_table(
+    values: dict[str, dict[str, pd.DataFrame]],
+    paths: Mapping[str, list[str]],
+    baseline: str,
+    resampling: dict[str, Any],
+) -> pd.DataFrame:
+    """The same where each label's curve is its training: `paths` has the policies along it, the label itself last."""
+    others = [name for label, path in paths.items() if label != baseline for name in path]
+    return _compared(values, paths, baseline, others, resampling).assign(along=TRAINING)
+
+
+def _compared(
+    values: dict[str, dict[str, pd.DataFrame]],
+    found: Mapping[str, list[str]],
+    own: str | None,
+    others: list[str],
+    resampling: dict[str, Any],
+) -> pd.DataFrame:
+    """Curves by name, and policies beside them, against the curve `own`."""
     if not found:
         return pd.DataFrame({name: pd.Series(dtype=object) for name in COLUMNS})
-    points = _Points(values, list(methods), resampling)
-    largest = float(max(points.of(K1, [label])[0, 0] for labels in found for label in labels))
-    own = next((labels for labels in found if baseline in labels), [])
-    rows = [_equal_kl(points, label, own) for label in methods if own and label not in own]
-    rows += [_hypervolume(points, labels, largest) for labels in found]
-    rows += [_hypervolume(points, labels, largest, own) for labels in found if own and labels != own]
+    names = dict.fromkeys([name for curve in found.values() for name in curve] + others)
+    points = _Points(values, list(names), resampling)
+    largest = float(max(points.of(K1, [name])[0, 0] for curve in found.values() for name in curve))
+    rows = [_equal_kl(points, name, own, found[own]) for name in others if own]
+    rows += [_hypervolume(points, {name: curve}, largest) for name, curve in found.items()]
+    rows += [
+        _hypervolume(points, {name: curve, own: found[own]}, largest)
+        for name, curve in found.items()
+        if own and name != own
+    ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -126,15 +157,15 @@ class _Points:
         """One row of the table from (1 + R,) numbers."""
         tail = (1 - self.confidence) / 2
         low, high = np.quantile(numbers[1:], [tail, 1 - tail])
-        row: dict[str, Any] = {"measure": measure, "method": method, "against": against, "kl": kl}
+        row: dict[str, Any] = {"along": "", "measure": measure, "method": method, "against": against, "kl": kl}
         row |= {"estimate": float(numbers[0]), "ci_low": float(low), "ci_high": float(high)}
         return {**row, "n": self.n, "seeds": self.seeds, "outside": math.nan, "note": ""}
 
 
-def _equal_kl(points: _Points, label: str, curve: list[str]) -> dict[str, Any]:
+def _equal_kl(points: _Points, label: str, name: str, curve: list[str]) -> dict[str, Any]:
     kl, curve_kl = points.of(K1, [label])[:, 0], points.of(K1, curve)
     gain = points.of("reward", [label])[:, 0] - reward_at(kl, curve_kl, points.of("reward", curve))
-    row = points.row(EQUAL_KL, label, curve_name(curve), gain, float(kl[0]))
+    row = points.row(EQUAL_KL, label, name, gain, float(kl[0]))
     outside = (kl < curve_kl.min(axis=1)) | (kl > curve_kl.max(axis=1))
     if outside[0]:
         row |= dict.fromkeys(("estimate", "ci_low", "ci_high"), math.nan)
@@ -143,13 +174,14 @@ def _equal_kl(points: _Points, label: str, curve: list[str]) -> dict[str, Any]:
     return {**row, "outside": float(outside[1:].mean())}
 
 
-def _hypervolume(points: _Points, curve: list[str], largest: float, against: list[str] | None = None) -> dict[str, Any]:
+def _hypervolume(points: _Points, named: dict[str, list[str]], largest: float) -> dict[str, Any]:
+    """Of one curve by name; of two, how much larger the first one's is."""
     floor = points.of("reward", [REFERENCE])[:, 0]
-
-    def area(labels: list[str]) -> Array:
-        return hypervolume(points.of(K1, labels), points.of("reward", labels), floor, largest)
-
-    if against is None:
-        return points.row(HYPERVOLUME, curve_name(curve), "", area(curve), largest)
-    gain = area(curve) - area(against)
-    return points.row(HYPERVOLUME_GAIN, curve_name(curve), curve_name(against), gain, largest)
+    areas = {
+        name: hypervolume(points.of(K1, curve), points.of("reward", curve), floor, largest)
+        for name, curve in named.items()
+    }
+    name, *against = areas
+    if not against:
+        return points.row(HYPERVOLUME, name, "", areas[name], largest)
+    return points.row(HYPERVOLUME_GAIN, name, against[0], areas[name] - areas[against[0]], largest)

@@ -14,6 +14,7 @@ from mallowspo.evaluation.displacement import changes
 from mallowspo.evaluation.kl import ESTIMATORS, kl_columns
 from mallowspo.files import read_jsonl, read_parquet, write_parquet
 from mallowspo.judges.reward import judge_answers
+from mallowspo.kept import load_policy
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.models import load_model, load_tokenizer, resolve_device, resolve_precision
 from mallowspo.packing import Row
@@ -45,7 +46,7 @@ def run(
     if name.label == REFERENCE:
         measured = measured.assign(**dict.fromkeys(ESTIMATORS, 0.0))
     else:
-        policy = Scorer(load_model(policy_folder, device), precision)
+        policy = Scorer(load_policy(policy_folder, device), precision)
         rows = _rows(measured, layout, model_folder, view)
         log_policy = _score_rows(policy, rows, view.reference.tokens_per_batch)
         if name.is_compared:

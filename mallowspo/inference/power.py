@@ -2,6 +2,11 @@
 
 From the variance components of the paired differences, so that more prompts and more seeds are told apart: prompts
 average out what differs between prompts, and only seeds average out what differs between runs.
+
+Variances and degrees of freedom are those of the interval (`mallowspo.inference.crossed`), with one difference: an
+interval goes by the mean squares as they turned out, a power by what they are expected to be, which for prompts and
+seeds is never below the noise. Of few runs that happen to agree the interval is narrow, then, and the detectable
+effect, which speaks of any experiment of this size, is not.
 """
 
 import math

@@ -1,11 +1,12 @@
 """What each stage of an experiment takes: jobs, threads, GPUs, memory and time. docs/plan.md has the formulas."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mallowspo.memory_formula import MEBIBYTE, MemoryPlan
+from mallowspo.layout import REFERENCE
+from mallowspo.memory_formula import MEBIBYTE, PROCESS, MemoryPlan
 from mallowspo.methods import METHODS, Method
 from mallowspo.plan.data import Data, Pairs
 from mallowspo.plan.hardware import LAUNCHING, READING, STARTING, Device, processor_precision
@@ -21,6 +22,7 @@ from mallowspo.plan.room import (
 )
 from mallowspo.plan.shapes import Shape
 from mallowspo.plan.work import Lengths, Work, answers_read, pair_parts, prompts_read, scoring, training
+from mallowspo.policies import Policy
 from mallowspo.settings import Experiment, SamplingSettings
 
 #: Memory of a job without a model: pairs and tokens are read and written.
@@ -99,7 +101,7 @@ def stages(case: Case) -> list[Stage]:
         _reference(case),
         *(_train(case, label) for label in case.experiment.methods),
         _generate(case),
-        _score(case),
+        *_score(case),
         _alpaca(case),
         *_lm_eval(case),
     ]
@@ -181,13 +183,17 @@ def _extra_forwards(row: Method, several_parts: bool) -> int:
 
 
 def _beside_products(case: Case, steps: int) -> float:
-    """Seconds of the optimizer's steps and of the checkpoints."""
-    settings, shape = case.experiment.training, case.shape
-    trained = adapter_parameters(shape, settings.lora) if settings.lora else shape.parameters
+    """Seconds of the optimizer's steps, of the checkpoints and of the policies that are kept."""
+    settings, trained = case.experiment.training, _trained_parameters(case)
     compute = case.experiment.compute
     moving = steps * MOVED * trained / case.device.bandwidth / (compute.processes if compute.sharded else 1)
     checkpoints = (steps - 1) // settings.checkpoint_every
-    return moving + checkpoints * 3 * 4 * trained / READING
+    return moving + (checkpoints * 3 + len(settings.keep)) * 4 * trained / READING
+
+
+def _trained_parameters(case: Case) -> int:
+    lora = case.experiment.training.lora
+    return adapter_parameters(case.shape, lora) if lora else case.shape.parameters
 
 
 def _notes(case: Case, room: MemoryPlan, needs: tuple[str, ...]) -> list[str]:
@@ -200,6 +206,9 @@ def _notes(case: Case, room: MemoryPlan, needs: tuple[str, ...]) -> list[str]:
         notes.append("computes layers again in the backward")
     if "reference_logits" in needs:
         notes.append("the reference policy beside it is not counted in the memory")
+    kept = len(case.experiment.training.keep)
+    if kept:
+        notes.append(f"keeps {kept} policies on its way, each {4 * _trained_parameters(case) / 1e9:.2g} GB on disk")
     compute = case.experiment.compute
     if case.device.is_gpu and compute.gpus > compute.processes:
         notes.append(f"works on {compute.processes} of its {compute.gpus} GPUs: set compute.processes")
@@ -264,19 +273,29 @@ def _generate(case: Case) -> Stage:
     sampling, pairs = case.experiment.generation, case.data.test
     threads = case.threads(case.runs)
     seconds, work = _sampling(case, pairs.lengths[:, 0], pairs.each, sampling, threads)
-    return _sampler(case, "generate", case.runs + 1, threads, pairs, sampling, seconds, work)
+    jobs = case.runs + 1 + len(case.experiment.variants())
+    stage = _sampler(case, "generate", jobs, threads, pairs, sampling, seconds, work)
+    settings = case.experiment.training
+    merged = 4 * case.shape.parameters + PROCESS  # adapters kept along the training are merged in float32
+    return replace(stage, memory=max(stage.memory, merged)) if settings.keep and settings.lora else stage
 
 
-def _score(case: Case) -> Stage:
-    """Log-probabilities of answers under policy and reference, and of the held-out pairs under the policy."""
+def _score(case: Case) -> list[Stage]:
+    """Log-probabilities of answers under policy and reference; of the compared policies also of the held-out pairs."""
     experiment, shape, pairs = case.experiment, case.shape, case.data.test
     threads = case.threads(case.runs)
     answers = answers_read(shape, pairs.lengths[:, 0], experiment.generation.max_new_tokens)
-    work = scoring(pair_parts(shape, pairs.lengths)) + answers * (2 * experiment.evaluation.kl_answers)
-    work *= pairs.each
+    of_answers = answers * (2 * experiment.evaluation.kl_answers) * pairs.each
+    of_pairs = scoring(pair_parts(shape, pairs.lengths)) * pairs.each
     memory = _scoring_memory(case, experiment.reference.tokens_per_batch)
-    seconds = STARTING + 2 * 4 * shape.parameters / READING + case.computing(work, case.lanes(threads))
-    return _with_model(case, "score", case.runs, threads, memory, seconds, work)
+    start = STARTING + 2 * 4 * shape.parameters / READING
+    others = [name for name, _ in experiment.variants() if Policy.parse(name).label != REFERENCE]
+    planned = {"score": (case.runs, of_answers + of_pairs), "score answers": (len(others), of_answers)}
+    return [
+        _with_model(case, name, jobs, threads, memory, start + case.computing(work, case.lanes(threads)), work)
+        for name, (jobs, work) in planned.items()
+        if jobs
+    ]
 
 
 def _alpaca(case: Case) -> Stage:

@@ -55,7 +55,7 @@ def assumptions(case: Case) -> list[str]:
         f"prompt, chosen and rejected: {prompt:.0f}, {chosen:.0f}, {rejected:.0f}",
         data.told,
         f"every answer is as long as generation.max_new_tokens, {case.experiment.generation.max_new_tokens}",
-        "not counted: fetching, a judge that is a model, the items of lm-eval, further temperatures and sets of pairs, "
+        "not counted: fetching, a judge that is a model, the items of lm-eval, further sets of pairs, "
         "traffic between processes, the queue",
     ]
 

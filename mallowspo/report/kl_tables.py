@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from mallowspo.evaluation.frontier import EQUAL_KL, HYPERVOLUME, HYPERVOLUME_GAIN
+from mallowspo.evaluation.frontier import BETA, EQUAL_KL, HYPERVOLUME, HYPERVOLUME_GAIN, TRAINING
 from mallowspo.evaluation.kl import K1, K3, K3_BY_TOKEN
 from mallowspo.report.results import Results
 from mallowspo.report.table import Table, rows_of
@@ -13,6 +13,12 @@ from mallowspo.report.words import ABSENT, count, fixed, interval, meaningful_de
 
 #: What each measure of frontier.parquet is called on the page.
 TITLES = {EQUAL_KL: "Reward at equal KL", HYPERVOLUME: "Hypervolume", HYPERVOLUME_GAIN: "Gain in hypervolume"}
+#: What a curve is made of -> name of its table; what a point is; what it is made of; the points beside a point.
+CURVES = {
+    BETA: ("equal_kl", "label", "the labels that differ in beta alone", "betas"),
+    TRAINING: ("equal_kl_along_training", "policy", "the policies along a method's training, the last included",
+               "shares"),
+}  # fmt: skip
 #: Estimators of the KL, and their columns on the page.
 HEADINGS = {K1: "KL, k1 (nats)", K3: "k3 of answers", K3_BY_TOKEN: "k3 of tokens"}
 
@@ -34,22 +40,29 @@ def kl_table(results: Results) -> Table:
     return Table("kl", pd.DataFrame(numbers), pd.DataFrame(shown), ("Method",))
 
 
-def equal_kl_table(results: Results) -> Table:
-    """Methods compared at equal KL; empty where no method has several betas."""
-    shown = [_shown(results.frontier, row) for row in rows_of(results.frontier)]
-    return Table("equal_kl", results.frontier, pd.DataFrame(shown), ("Measure", "Method", "Against", "Note"))
+def equal_kl_tables(results: Results) -> dict[str, Table]:
+    """Methods compared at equal KL, by what a curve is made of; none where no method has a curve."""
+    found = {}
+    for along, (name, *_) in CURVES.items():
+        rows = results.frontier[results.frontier["along"] == along]
+        if len(rows):
+            shown = pd.DataFrame([_shown(rows, row) for row in rows_of(rows)])
+            found[along] = Table(name, rows, shown, ("Measure", "Method", "Against", "Note"))
+    return found
 
 
-def equal_kl_words(results: Results) -> str:
-    """How to read the table."""
-    largest = results.frontier.loc[results.frontier["measure"] == HYPERVOLUME, "kl"].max()
+def equal_kl_words(results: Results, along: str) -> str:
+    """How to read a table."""
+    _, point, made_of, neighbours = CURVES[along]
+    rows = results.frontier[results.frontier["along"] == along]
+    largest = rows.loc[rows["measure"] == HYPERVOLUME, "kl"].max()
     return (
-        "A curve is made of the labels that differ in beta alone. Reward at equal KL: the label's reward minus that of "
-        "the baseline's curve at the label's own KL, on the line between the two neighbouring betas; none beyond the "
-        "curve's ends. Hypervolume: area under the best reward reached by each KL, above the reference's, from KL 0 to "
+        f"A curve is made of {made_of}. Reward at equal KL: the {point}'s reward minus that of the baseline's curve at "
+        f"the {point}'s own KL, on the line between the two neighbouring {neighbours}; none beyond the curve's ends. "
+        "Hypervolume: area under the best reward reached by each KL, above the reference's, from KL 0 to "
         f"{number(float(largest))} nats, the largest mean KL of any curve. In brackets: {results.confidence} "
         "interval by a bootstrap over prompts and seeds, too narrow with two unlike seeds; no test, and no correction "
-        "for several rows. Outside: share of resamples in which the label left the curve's ends."
+        f"for several rows. Outside: share of resamples in which the {point} left the curve's ends."
     )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from mallowspo.evaluation.frontier import curves
 from mallowspo.files import write_text
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.methods import METHODS
@@ -17,8 +18,9 @@ from mallowspo.report import (
     pair_table,
     summary,
     tables,
-    temperatures,
     training_figures,
+    training_path,
+    variants,
 )
 from mallowspo.report.results import Results, read_results
 from mallowspo.report.style import Look, Panel
@@ -63,10 +65,9 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
         "cost": tables.cost_table(results),
         "versions": tables.versions_table(results),
     }
-    if len(results.frontier):
-        shown["equal_kl"] = kl_tables.equal_kl_table(results)
-    if len(results.variants):
-        shown[temperatures.NAME] = temperatures.temperature_table(results)
+    equal_kl = kl_tables.equal_kl_tables(results)
+    by_condition = [variants.variants_table(results, of) for of in (variants.TEMPERATURE, variants.ALONG_TRAINING)]
+    shown |= {table.name: table for table in (*equal_kl.values(), *by_condition) if table}
     runs = [(label, seed) for label in results.methods for seed in view.seeds]
     judged = judge_table.judge_table(layout, runs)
     if len(judged.numbers):
@@ -95,7 +96,7 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
         slopes=summary.slopes(results),
         slope_table=tables.interaction_view(results, shown["interaction"]),
         displacement_words=(displacement_table.HOW_TO_READ, displacement_table.DEFINITIONS),
-        equal_kl_words=kl_tables.equal_kl_words(results) if len(results.frontier) else "",
+        equal_kl_words={table.name: kl_tables.equal_kl_words(results, along) for along, table in equal_kl.items()},
         judged=judged,
         judge_words=judge_table.judge_words(layout, runs),
         measured=[measured_judge.judge_sentences(name, layout) for name in _judges(view.evaluation)],
@@ -136,7 +137,7 @@ def _groups(results: Results, look: Look) -> dict[str, Group]:
         )
         for baseline in dict.fromkeys(results.comparison["baseline"])
     }
-    joined = " Dotted: labels that differ in beta alone." if len(results.frontier) else ""
+    joined = " Dotted: labels that differ in beta alone." if curves(results.view.methods) else ""
     groups["frontier"] = Group(
         outcome_figures.frontier(results, look),
         f"{size} Large: a method's mean, small: its runs. {bars} KL: mean over sampled answers of log π − log π_ref."
@@ -146,7 +147,13 @@ def _groups(results: Results, look: Look) -> dict[str, Group]:
         outcome_figures.win_rates(results, look), f"{size} {bars} Dashed: even. Tests are in the table of differences."
     )
     groups["temperatures"] = Group(
-        temperatures.temperature_figure(results, look), f"{size} {bars} Same draws at each temperature. No test."
+        variants.variants_figure(results, look, variants.TEMPERATURE),
+        f"{size} {bars} Same draws at each temperature. No test.",
+    )
+    groups["along_training"] = Group(
+        training_path.training_figure(results, look),
+        f"{size} Large: the end of the training, small: on the way. Dotted: from the reference to the first policy "
+        f"that was kept; nothing was measured there. {bars} No test.",
     )
     groups["learning"] = Group(
         training_figures.learning_curves(results, look),

@@ -12,6 +12,8 @@ from mallowspo.report.results import Results
 from mallowspo.report.table import rows_of
 from mallowspo.report.words import fixed, interval, meaningful_decimals, metric_title, number, p_value, plural
 
+#: An interval is told as narrow by luck where the detectable effect is more than so many times its half.
+NARROW_BY_LUCK = 2.0
 #: Answers this many times as long (or short) as the reference's are pointed out: judges favour length.
 NOTABLE_LENGTH_RATIO = 1.2
 
@@ -78,6 +80,7 @@ def cautions(results: Results) -> list[str]:
     return [
         *_seed_caution(results),
         *_power_caution(results),
+        *_luck_caution(results),
         *_length_caution(results),
         *_displacement_caution(results),
     ]
@@ -179,6 +182,23 @@ def _power_caution(results: Results) -> list[str]:
                 f"{resamples:,} resamples: raise them, or nothing can be called clear."
             )
     return told
+
+
+def _luck_caution(results: Results) -> list[str]:
+    """Both go by the same variances, the interval as they turned out, the detectable effect as they are expected."""
+    table = results.comparison[results.comparison["metric"].map(is_outcome).astype(bool)]
+    halves = (table["ci_high"] - table["ci_low"]) / 2
+    narrow = table[(halves > 0) & (table["detectable"] > NARROW_BY_LUCK * halves)]
+    if narrow.empty:
+        return []
+    asked = narrow.groupby(["metric", "baseline"], sort=False)["method"]
+    told = [f"{metric_title(str(metric))}, {_listed(list(own))} and {baseline}" for (metric, baseline), own in asked]
+    return [
+        f"Intervals that are narrow by luck ({'; '.join(told)}): the detectable effect is more than "
+        f"{NARROW_BY_LUCK:g} times their half, because these runs happened to differ less than sampling their answers "
+        "alone makes runs differ on average; in another experiment of this size such an interval would usually be "
+        "wider, and the detectable effect goes by that."
+    ]
 
 
 def _length_caution(results: Results) -> list[str]:

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 
 from mallowspo.inference import (
     Components,
+    Spread,
     association,
     benjamini_hochberg,
     components,
@@ -281,6 +283,34 @@ def test_detectable_effect_near_the_landscape_figure():
     sample = 0.42 * (sample - sample.mean()) / sample.std(ddof=1)
     assert detectable_effect(spread_of(sample[:, None])) == pytest.approx(0.0415, abs=0.0005)
     assert math.isnan(detectable_effect(spread_of(np.array([[0.1], [0.2]]))))
+
+
+def test_the_detectable_effect_goes_with_the_interval():
+    """With mean squares known as well as here, 80 % power is half of the interval and 0.84 standard errors more."""
+    spread = Spread(2e-3, 1.5e-3, 5e-4, prompts=400, seeds=5, prompt_freedom=399, seed_freedom=400)
+    expected = half_width(spread, 0.95) + stats.norm.ppf(0.8) * spread.standard_error
+    assert detectable_effect(spread) == pytest.approx(expected, rel=0.01)
+
+
+def test_runs_that_agree_by_luck_narrow_the_interval_and_not_the_detectable_effect():
+    """Two runs without an effect of the seed: of_seeds is expected to be of_noise, and in one of four is a tenth of it.
+
+    The detectable effect is what 80 % of all such experiments find, those with wide intervals among them.
+    """
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(2000, 48, 1)) + generator.normal(size=(2000, 48, 2))
+    spreads = [spread_of(table) for table in values]
+    halves = np.array([half_width(spread, 0.95) for spread in spreads])
+    usual = Spread(*(np.mean([getattr(s, part) for s in spreads]) for part in ("of_prompts", "of_noise", "of_noise")),
+                   prompts=48, seeds=2, prompt_freedom=47, seed_freedom=1)  # fmt: skip
+    effect = detectable_effect(usual)
+    assert 1.2 < effect / half_width(usual, 0.95) < 1.6
+    found = np.abs(values.mean(axis=(1, 2)) + effect) > halves
+    assert found.mean() == pytest.approx(0.8, abs=0.03)
+    lucky = replace(usual, of_seeds=0.1 * usual.of_noise)
+    assert detectable_effect(lucky) == pytest.approx(effect)
+    assert effect / half_width(lucky, 0.95) > 2
+    assert half_width(lucky, 0.95) < np.median(halves) < effect
 
 
 def test_sizes_needed_tell_prompts_and_seeds_apart():

@@ -326,6 +326,22 @@ def test_the_paper_s_experiments_are_planned_whole():
     assert (pythia["train dpo"].gpus, llama["train dpo"].gpus, llama["generate"].gpus) == (2, 8, 1)
 
 
+def test_policies_at_other_temperatures_and_along_their_training_are_planned():
+    name = "ultrafeedback_llama3_8b"
+    plain, told = of(name), experiment(name)
+    kept = told.training.model_dump() | {"keep": [0.25, 0.5], "max_steps": 100}
+    hotter = told.evaluation.model_dump() | {"temperatures": [0.7]}
+    more = of(name, training=kept, evaluation=hotter)
+    runs = len(told.runs())
+    # Each run at two shares; each run and the reference at another temperature, of which the reference is not scored.
+    assert more["generate"].jobs == plain["generate"].jobs + 2 * runs + runs + 1
+    assert more["score answers"].jobs == 3 * runs and more["score"].jobs == plain["score"].jobs == runs
+    assert more["score answers"].seconds < more["score"].seconds
+    assert "score answers" not in plain and not any("keeps" in note for note in plain["train dpo"].notes)
+    (note,) = [note for note in more["train dpo"].notes if "keeps" in note]
+    assert note.startswith("keeps 2 policies on its way, each ") and note.endswith(" GB on disk")
+
+
 def test_full_training_of_eight_thousand_million_parameters_must_be_shared_out():
     def told(**compute):
         planned = of("ultrafeedback_llama3_8b", compute={"gpus": 8, "processes": 8, "threads": 8, **compute})

@@ -13,6 +13,7 @@ from mallowspo.policies import Policy
         ("dpo", Policy("dpo")),
         ("dpo@temperature=0.7", Policy("dpo", temperature=0.7)),
         ("reference@temperature=0", Policy("reference", temperature=0)),
+        ("mallows_phi@training=0.25", Policy("mallows_phi", training=0.25)),
     ],
 )
 def test_a_policy_and_its_name(name, policy):
@@ -21,7 +22,8 @@ def test_a_policy_and_its_name(name, policy):
 
 
 @pytest.mark.parametrize(
-    "name", ["dpo@", "dpo@temperature", "dpo@temprature=0.7", "dpo@temperature=-1", "@temperature=1"]
+    "name",
+    ["dpo@", "dpo@temperature", "dpo@temprature=0.7", "dpo@temperature=-1", "@training=1", "dpo@training=1@training=1"],
 )
 def test_what_is_no_policy(name):
     with pytest.raises(InputError, match=f"policy '{name}': give a label"):

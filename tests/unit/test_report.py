@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -324,6 +325,44 @@ def test_temperatures_have_a_table_and_a_figure(tmp_path):
     assert table.loc[("dpo", 0.5), "win_rate"] == 1 and math.isnan(table.loc[("reference", 0.5), "win_rate"])
     assert 'id="temperatures"' in page and "temperature 1 (and 0.5)" in page
     assert (made.layout.figures / "temperature_win_rate.svg").exists()
+
+
+def test_the_training_has_a_path_and_a_comparison_at_equal_kl(tmp_path):
+    """Made up: reward and KL at half of the training are half of those at its end."""
+    made = compared(write(tmp_path, lm_eval=False, keep=(0.5,)))
+    page = build(made)
+    table = pd.read_csv(made.layout.tables / "along_training.csv").set_index(["method", "training"])
+    assert list(table.index) == [(method, share) for method in made.experiment.methods for share in (0.5, 1.0)]
+    for metric in ("reward", "kl"):
+        assert table.loc[("dpo", 0.5), metric] == pytest.approx(table.loc[("dpo", 1.0), metric] / 2)
+    path = pd.read_csv(made.layout.figures / "training_path.csv").set_index(["method", "training"])
+    main = pd.read_csv(made.layout.tables / "main.csv").set_index("method")
+    for method in made.experiment.methods:
+        assert path.loc[(method, 1.0), ["kl", "reward"]].tolist() == pytest.approx(main.loc[method, ["kl", "reward"]])
+        assert path.loc[(method, 0.5), "reward_ci_low"] < path.loc[(method, 0.5), "reward_ci_high"]
+    assert {"training_path", "training_reward", "training_kl"} <= {f.stem for f in made.layout.figures.glob("*.svg")}
+    assert "<h3>Along the training</h3>" in page and "Better at equal KL?" not in page
+    assert "A curve is made of the policies along a method" in page and 'id="temperatures"' not in page
+    equal = pd.read_csv(made.layout.tables / "equal_kl_along_training.csv")
+    assert equal["against"].dropna().unique().tolist() == ["dpo"]
+    assert "mallows_theta@training=0.5" in page
+
+
+def test_without_kept_policies_nothing_is_said_of_the_training(made, page):
+    assert "Along the training" not in page
+    assert not list(made.layout.tables.glob("*along_training*")) and not list(made.layout.figures.glob("training_*"))
+
+
+def test_an_interval_that_is_narrow_by_luck_is_pointed_out(made):
+    results = read(made)
+    table = results.comparison
+    halves = (table["ci_high"] - table["ci_low"]) / 2
+    row = (table["metric"] == "reward") & (table["method"] == "dpo")
+    usual = replace(results, comparison=table.assign(detectable=1.4 * halves))
+    assert not [sentence for sentence in summary.cautions(usual) if "narrow by luck" in sentence]
+    lucky = replace(results, comparison=table.assign(detectable=halves.where(row, 1.4 * halves / 3) * 3))
+    (told,) = [sentence for sentence in summary.cautions(lucky) if "narrow by luck" in sentence]
+    assert "(Reward, dpo and reference)" in told
 
 
 def test_other_pairs_and_other_opponents_are_shown(tmp_path):

@@ -116,6 +116,17 @@ def test_one_more_temperature_or_set_of_pairs_adds_its_own_jobs_only(smoke, chan
     assert smoke.planned() == {"other_pairs": 1, "score_other_pairs": 3, **after}
 
 
+def test_policies_kept_along_the_training_are_trained_again_and_add_their_answers(smoke, changed):
+    changed(lambda values: values["training"].update(keep=[0.5]))
+    assert smoke.planned() == {
+        "train": 3, "generate": 9, "score": 3, "score_answers": 6, "score_other_pairs": 3, "alpaca": 3, "lm_eval": 3,
+        "compare": 1, "report": 1, "track": 1,
+    }  # fmt: skip
+    plan = smoke.snakemake("--dry-run").stdout
+    named = set(re.findall(r"method=([\w@.=]+)", plan))
+    assert named == {f"{method}{end}" for method in METHODS for end in ("", "@temperature=0.5", "@training=0.5")}
+
+
 def test_other_pairs_and_temperatures_reach_the_tables(smoke):
     tables = smoke.folder / "results/smoke/tables"
     pairs = pd.read_csv(tables / "held_out_pairs.csv").query("by == 'all'").set_index(["pair_set", "method"])

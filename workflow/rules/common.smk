@@ -72,6 +72,7 @@ def starting_policy(wildcards):
 
 
 def policy_folder(wildcards):
+    """Of a policy along a training the trained one's: the same job writes both."""
     label = Policy.parse(wildcards.method).label
     if label == REFERENCE:
         return model_folder(wildcards)

@@ -56,7 +56,7 @@ rule score:
         " > {log:q} 2>&1"
 
 
-# Of the reference, and of policies at another temperature, the answers alone.
+# Of the reference, and of policies under another condition (mallowspo.policies), the answers alone.
 use rule score as score_answers with:
     output:
         scores=SCORES / "score.parquet",

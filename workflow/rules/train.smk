@@ -1,4 +1,5 @@
-# One job a (method, seed). Checkpoints lie in RUN/work, which is no output: a killed job goes on from there.
+# One job a (method, seed). Checkpoints lie in RUN/work and policies along the training in RUN/kept, which are no outputs:
+# a killed job goes on from there.
 
 RUN = PATH.run("{method}", "{seed}")
 
