@@ -21,7 +21,9 @@ from mallowspo.pairs.settings import SplitSettings
 from mallowspo.policies import Policy
 from mallowspo.sections import LABEL, Section, nearest
 
-MODEL_SOURCE = r"^(hub:[^@\s]+@[^\s]+|path:.+|pypi:[A-Za-z0-9][A-Za-z0-9_.-]*==[^!\s]+!.+|made_up:[a-z0-9_]+|policy:.+)$"
+MODEL_SOURCE = (
+    r"^(hub:[^@\s]+@[^\s]+|path:.+|pypi:[A-Za-z0-9][A-Za-z0-9_.-]*==[^!\s]+!.+|made_up:[a-z0-9_]+|policy:.+)$"
+)
 PAIRS_SOURCE = r"^(hub:[^@\s]+@[^\s]+|(path|on_policy):.+)$"
 
 

@@ -163,7 +163,9 @@ def test_an_experiment_has_what_it_begins_from_trained_first(smoke):
     """And nothing of that experiment beyond its training."""
     values = yaml.safe_load(experiment(smoke).read_text())
     tuned, further = (experiment(smoke).with_name(f"{name}.yaml") for name in ("tuned", "further"))
-    tuned.write_text(yaml.safe_dump({**values, "methods": {"sft": {"beta": 0.1}}}, sort_keys=False).replace("dpo", "sft"))
+    tuned.write_text(
+        yaml.safe_dump({**values, "methods": {"sft": {"beta": 0.1}}}, sort_keys=False).replace("dpo", "sft")
+    )
     further.write_text(yaml.safe_dump({**values, "model": {"source": "policy:tuned/sft/seed=1"}}, sort_keys=False))
     try:
         planned = smoke.planned("further")
