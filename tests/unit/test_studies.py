@@ -242,7 +242,7 @@ def digests(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "PACKAGE", copy)
 
     def clear():
-        for cached in (code_digest, study_code_digest, provenance._imported_modules):
+        for cached in (code_digest, study_code_digest, provenance._imported_modules, provenance._bare_code):
             cached.cache_clear()
 
     def found():
