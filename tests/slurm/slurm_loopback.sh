@@ -103,8 +103,8 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
 JobAcctGatherParams=OverMemoryKill,UsePss
 
-# Seconds. Snakemake asks squeue, which must still know a job that ended a while ago.
-MinJobAge=300
+# Seconds. Snakemake and the tests ask squeue, which must still know a job that ended a while ago.
+MinJobAge=1800
 KillWait=2
 SchedulerParameters=sched_interval=1,bf_interval=2
 SelectType=select/cons_tres
