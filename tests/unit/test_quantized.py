@@ -4,6 +4,7 @@
 """
 
 import importlib.util
+import shutil
 import sys
 
 import pytest
@@ -15,6 +16,7 @@ from mallowspo.errors import InputError
 from mallowspo.experiments import load_experiment
 from mallowspo.files import read_json
 from mallowspo.kept import load_policy
+from mallowspo.metrics import MetricsFile
 from mallowspo.models import load_model
 from mallowspo.quantized import BLOCK
 from mallowspo.scoring import Scorer
@@ -102,6 +104,26 @@ def test_a_training_starts_at_the_reference_and_is_merged_in_float32(prepared):
     assert moved and all("proj" in name for name in moved)
     # What was kept half-way is the adapters alone, for the same rounded weights.
     assert load_policy(folder / "kept" / "0.5").state_dict().keys() == merged.state_dict().keys()
+
+
+@needs_bitsandbytes
+def test_a_training_goes_on_from_its_checkpoint_with_the_same_bits(prepared, monkeypatch):
+    append = MetricsFile.append
+
+    def ended_at_step_5(file, row):
+        if row["step"] == 5:
+            raise KeyboardInterrupt
+        append(file, row)
+
+    monkeypatch.setattr(MetricsFile, "append", ended_at_step_5)
+    with pytest.raises(KeyboardInterrupt):
+        train(prepared, "dpo")
+    monkeypatch.undo()
+    resumed = train(prepared, "dpo")
+    assert read_json(resumed / "summary.json")["resumed_from_step"] == [4]
+    weights = (resumed / "model/model.safetensors").read_bytes()
+    shutil.rmtree(resumed)
+    assert (train(prepared, "dpo") / "model/model.safetensors").read_bytes() == weights
 
 
 @needs_bitsandbytes
