@@ -47,6 +47,16 @@ def write_settings(folder, steps=STEPS, memory_mb=MEMORY_MB):
     (folder / "config/experiments/faults.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
 
 
+def shorten_smoke(folder):
+    """Leave the smoke experiment one method: every rule runs, and most of them once."""
+    file = folder / "config/experiments/smoke.yaml"
+    values = yaml.safe_load(file.read_text())
+    values["methods"] = {"mallows_theta": values["methods"]["mallows_theta"]}
+    values["evaluation"]["temperatures"] = []
+    values["evaluation"]["comparison"]["baseline"] = "mallows_theta"
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
 def write_pairs(file, train=24, test=4):
     draw = random.Random(0)
     rows = []

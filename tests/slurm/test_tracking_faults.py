@@ -16,8 +16,8 @@ from tests.slurm.cluster import HERE, Workflow, ask, environment, job_state, wai
 from tests.slurm.prepared import write_settings
 
 WRITERS, ROWS = 8, 200
-#: Long enough that a training outlives two stops of the store.
-LONG = 1500
+#: Steps enough that a training outlives two stops of the store, and their seconds.
+LONG, STOPPED = 1500, 5
 
 
 def write_results(folder, methods, seeds, steps=12):
@@ -140,16 +140,16 @@ def test_server_and_database_stop_while_a_training_runs(long_training, server, d
     wait_until(lambda: stored() > 0, 180, "the first metrics are stored")
     steps = flow.steps("undisturbed")
     database.stop()
-    time.sleep(8)
+    time.sleep(STOPPED)
     assert flow.steps("undisturbed") > steps
     database.start()
     before = stored()
     wait_until(lambda: stored() > before, 120, "metrics are stored again")
     server.stop()
-    time.sleep(8)
+    time.sleep(STOPPED)
     assert job_state(flow.job) == "RUNNING", "the training is too short for this test"
     server.start()
-    wait_until(lambda: job_state(flow.job) == "COMPLETED", 240, "the training ended")
+    wait_until(lambda: job_state(flow.job) == "COMPLETED", 400, "the training ended")
     live = stored()
     layout = Layout(str(flow.folder / "results"), "faults")
     _finish(layout, flow)
@@ -161,7 +161,7 @@ def test_server_and_database_stop_while_a_training_runs(long_training, server, d
     (said,) = _warnings(log)
     tell(
         "MLflow's PostgreSQL, then its server, stopped during a training",
-        f"8 s each; the training went on; {live:,} of {count(expected):,} metrics were stored when it ended",
+        f"{STOPPED} s each; the training went on; {live:,} of {count(expected):,} metrics were stored when it ended",
         f"one line in the stage's log: `{said}`",
         "nothing: after `mallowspo track` store and files hold the same metrics",
         "by itself; `mallowspo track` brought the rest",
