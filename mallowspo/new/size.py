@@ -31,6 +31,9 @@ LONGEST_ANSWER = 128
 ROUNDED = 8
 #: Seconds of the jobs that a plan does not count: model, pairs, dispersion, comparison, report, tracking; of Snakemake.
 BESIDE = 60
+#: Pairs behind one optimizer step, and the learning rate of adapters: large where there are few steps.
+PAIRS_PER_STEP = 8
+FEW_STEPS, RATE_OF_FEW, RATE = 100, "5e-4", "1e-4"
 #: Share of the machine's memory that jobs side by side may take.
 FOR_JOBS = 0.8
 
@@ -147,6 +150,9 @@ def _values(asked: Request, found: Look, limits: tuple[int, int], data: Data, tr
         "max_new_tokens": min(limits[1], LONGEST_ANSWER),
         "train": train,
         "test": test,
+        "pairs_per_step": PAIRS_PER_STEP,
+        "learning_rate": RATE_OF_FEW if data.train.count < FEW_STEPS * PAIRS_PER_STEP else RATE,
+        "steps": math.ceil(data.train.count / PAIRS_PER_STEP),
         "train_pairs": data.train.count,
         "test_pairs": data.test.count,
         "prompt_tokens": round(float(data.train.lengths[:, 0].mean())),
