@@ -165,6 +165,16 @@ def test_more_minutes_or_cores_are_more_pairs_and_no_plan_is_longer_than_was_ask
     assert (everything.train, everything.test) == (LOOKED.train, LOOKED.test)
 
 
+def test_few_steps_have_a_larger_learning_rate():
+    """440 and 2,000 training pairs are 55 and 250 steps of 8."""
+    asked = replace(ASKED, minutes=10_000)
+    rates = [
+        sized(asked, replace(LOOKED, pairs=prompts, train=3 * prompts // 4, test=prompts // 4)).experiment.training
+        for prompts in (586, 2668)
+    ]
+    assert [rate.learning_rate for rate in rates] == [5e-4, 1e-4]
+
+
 def test_limits_stay_within_the_models_window():
     tokens = sized(replace(ASKED, window=128), LOOKED).experiment.tokens
     assert (tokens.max_prompt, tokens.max_response) == (64, 64)
