@@ -3,7 +3,7 @@
 import io
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -110,7 +110,7 @@ def _draw_box(page: Axes, place: int, box: Box) -> None:
 def _draw_arrow(page: Axes, place: int) -> None:
     """To the next box; from the end of the first row around to the beginning of the second."""
     (x, y), (next_x, next_y) = _corner(place), _corner(place + 1)
-    look = {"arrowstyle": "-|>", "mutation_scale": 13, "color": ARROW, "linewidth": 1.3}
+    look: Any = {"arrowstyle": "-|>", "mutation_scale": 13, "color": ARROW, "linewidth": 1.3}
     if y == next_y:
         level = y + HEIGHT / 2
         page.add_patch(FancyArrowPatch((x + WIDTH, level), (next_x, level), shrinkA=2, shrinkB=2, **look))
