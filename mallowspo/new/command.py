@@ -118,12 +118,11 @@ def _told(file: Path, asked: Any, found: Any, made: Any) -> list[str]:
     settings = made.experiment
     notes = [f"{stage.name}: {note}" for stage in made.planned for note in stage.notes]
     limits = f"max_prompt {settings.tokens.max_prompt}, max_response {settings.tokens.max_response}"
-    where = f"1 {asked.device.name}" if asked.device.is_gpu else f"{asked.cores} cores"
     return [
         f"Read {asked.pairs.removeprefix('path:')}: {found.told()}.",
         f"Tokens (template {asked.template}): {found.lengths_told()}; {limits}.",
         f"Takes {made.train} of {found.train} training prompts and {made.test} of {found.test} test prompts: "
-        f"{len(settings.methods)} methods, {len(settings.seeds)} seeds, about {made.minutes:.0f} minutes on {where}.",
+        f"{len(settings.methods)} methods, {len(settings.seeds)} seeds, about {made.minutes:.0f} minutes on {asked.machine}.",
         *notes,
         f"Wrote {file}. Look at it, then:",
         f"    snakemake --cores all --config experiments={asked.name}",

@@ -57,6 +57,10 @@ class Request:
     cores: int
     memory: int = field(default_factory=lambda: machine_memory())  # bytes of this machine
 
+    @property
+    def machine(self) -> str:
+        return f"one {self.device.name}" if self.device.is_gpu else f"{self.cores} cores"
+
 
 @dataclass(frozen=True)
 class Sized:
@@ -157,6 +161,7 @@ def _values(asked: Request, found: Look, limits: tuple[int, int], data: Data, tr
         "test_pairs": data.test.count,
         "prompt_tokens": round(float(data.train.lengths[:, 0].mean())),
         "response_tokens": round(float(data.train.lengths[:, 1:].mean())),
+        "machine": asked.machine,
         "gpus": int(asked.device.is_gpu),
         "memory_mb": None,
         "planned": None,
