@@ -33,6 +33,7 @@ from mallowspo.files import write_json, write_text
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.methods import METHODS
 from mallowspo.model_files import trust_fetched
+from mallowspo.new.command import new
 from mallowspo.plan.command import plan
 from mallowspo.plan.requests import Requests
 from mallowspo.policies import Policy
@@ -110,6 +111,9 @@ def _policy(name: str, settings: Experiment, layout: Layout, model_folder: Path,
         return policy, layout.kept(policy.label, seed) / f"{policy.training:g}"
     _known(policy.label, settings, REFERENCE)
     return policy, model_folder if policy.label == REFERENCE else layout.run(policy.label, seed) / "model"
+
+
+app.command()(new)
 
 
 @app.command()
