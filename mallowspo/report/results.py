@@ -1,5 +1,6 @@
 """Everything that the report shows, read from the result files alone."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,10 @@ def read_results(view: Any, layout: Layout, settings_text: str) -> Results:
         health=_health(layout.data_health),
         prompts=prompts,
         test_pairs=read_parquet(layout.pairs("test"))[["pair_id", "prompt_id"]],
-        answers=_answers(layout, [REFERENCE, *view.methods], view.seeds[0], prompts, view.report.examples),
+        # In the order of their ids: those are digests, so nobody chose them.
+        answers=first_answers(
+            layout, [REFERENCE, *view.methods], view.seeds[0], sorted(prompts["prompt_id"])[: view.report.examples]
+        ),
     )
 
 
@@ -207,12 +211,11 @@ def _health(path: Path) -> pd.DataFrame:
         ) from None
 
 
-def _answers(
-    layout: Layout, labels: list[str], seed: int, prompts: pd.DataFrame, examples: int
+def first_answers(
+    layout: Layout, labels: list[str], seed: int, prompt_ids: Collection[str]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """First answers to a few prompts, taken in the order of their ids: those are digests, so nobody chose them."""
-    chosen = sorted(prompts["prompt_id"])[:examples]
-    found: dict[str, dict[str, dict[str, Any]]] = {prompt_id: {} for prompt_id in chosen}
+    """prompt_id -> label -> the first answer of the run with this seed (the reference has one run), with its reward."""
+    found: dict[str, dict[str, dict[str, Any]]] = {prompt_id: {} for prompt_id in prompt_ids}
     for label in labels:
         run = (label, 0 if label == REFERENCE else seed)
         score = read_parquet(layout.scores(*run) / "score.parquet")
