@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from mallowspo.bench.commands import app as bench
+from mallowspo.between import commands as between
 from mallowspo.chains import located
 from mallowspo.errors import InputError
 from mallowspo.evaluation import commands
@@ -300,11 +301,7 @@ def lm_eval(
     _stage("lm-eval").run(view, layout, policy, method, seed, settings.compute.device, shard=part)
 
 
-@app.command()
-def compare(experiment: ExperimentName, results: Results = "results") -> None:
-    """Estimates with intervals, and tests of the differences to the baseline and the reference."""
-    settings, layout, _ = _open(experiment, results)
-    _stage("compare").run(settings.stage_view("compare"), layout)
+app.command()(between.compare)
 
 
 @app.command()

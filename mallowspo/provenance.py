@@ -79,9 +79,7 @@ def code_digest(stage: str) -> str:
     parts = _code([STAGE_MODULES[stage]], tracking=stage == "track")
     if stage == "report":
         folder = _source_file(STAGE_MODULES[stage]).parent
-        parts += [
-            file.read_text(encoding="utf-8") for kind in PAGE_FILES for file in sorted(folder.glob(kind))
-        ]
+        parts += [file.read_text(encoding="utf-8") for kind in PAGE_FILES for file in sorted(folder.glob(kind))]
     return _digest(parts)
 
 

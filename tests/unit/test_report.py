@@ -69,8 +69,8 @@ class Reader(HTMLParser):
 def test_sections_come_in_order(page):
     assert Reader(page).headings == [
         "What was compared", "Finding", "Main table", "Differences", "Reward against KL", "Learning curves",
-        "Dispersion", "Explore prompts", "Win rates", "Displacement of log-probabilities", "Samples", "Data health", "Cost",
-        "Versions and digests",
+        "Dispersion", "Explore prompts", "Win rates", "Displacement of log-probabilities", "Samples",
+        "Data health", "Cost", "Versions and digests",
     ]  # fmt: skip
 
 
