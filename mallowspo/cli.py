@@ -42,6 +42,7 @@ from mallowspo.settings import ComputeSettings, Experiment
 from mallowspo.shard import Shard
 from mallowspo.studies import commands as studies
 from mallowspo.studies.settings import Study
+from mallowspo.ui_links import ui_links
 from mallowspo.visible import one_line
 
 
@@ -327,6 +328,9 @@ def track(
         _stage("track").track_study(layout, uri)
     else:
         _stage("track").run(settings.stage_view("track"), layout, uri)
+
+
+app.command("ui-links")(ui_links)
 
 
 @app.command()
