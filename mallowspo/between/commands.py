@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from mallowspo.errors import InputError
-from mallowspo.experiments import experiment_file, load_comparison
+from mallowspo.experiments import EXPERIMENTS_FOLDER, experiment_file, load_comparison
 from mallowspo.layout import Layout
 from mallowspo.provenance import STAGE_MODULES
 
@@ -65,7 +65,7 @@ def compare(
 
 def _stage(experiment: str, results: str) -> None:
     """The stage of the workflow."""
-    if Path(experiment).is_dir():
+    if Path(experiment).is_dir() and not (EXPERIMENTS_FOLDER / f"{experiment}.yaml").exists():
         raise InputError(
             f"compare {experiment}: one folder; give two finished experiments' folders to compare them, or, for the "
             "stage, an experiment's name"

@@ -62,7 +62,7 @@ def compare_finished(a: Finished, b: Finished, policies: str | None, shared: flo
         reasons = f": {'; '.join(left_out)}" if left_out else ""
         raise InputError(f"{a.layout.root} and {b.layout.root}: these policies have no outcome in common{reasons}")
     table = pd.DataFrame(rows)
-    table.insert(table.columns.get_loc("p") + 1, "p_holm", holm(table["p"]))
+    table.insert(list(table).index("p") + 1, "p_holm", holm(table["p"]))
     both = len(a.prompts.intersection(b.prompts))
     return Between((a, b), both, table, settings_differences(a, b), left_out)
 
@@ -162,7 +162,7 @@ def settings_differences(a: Finished, b: Finished) -> pd.DataFrame:
     """Resolved settings that differ, a row a key: key, a, b; a dash where one has no such key. Titles do not count."""
     flat = [_leaves(side.settings.model_dump(exclude={"title", "question"})) for side in (a, b)]
     keys = list(dict.fromkeys([*flat[0], *flat[1]]))
-    rows = [(key, *(side.get(key, "–") for side in flat)) for key in keys]
+    rows = [(key, flat[0].get(key, "–"), flat[1].get(key, "–")) for key in keys]
     return pd.DataFrame([row for row in rows if row[1] != row[2]], columns=["key", *SIDES])
 
 

@@ -92,7 +92,7 @@ def _complete(layout: Layout, settings: Experiment, label: str, seed: int) -> No
         path = layout.scores(label, seed) / name
         if not path.exists():
             raise _unfinished(layout, path, f"mallowspo {MADE_BY[name]} {run}")
-    for other in settings.evaluation.other_pairs if label != REFERENCE else ():
+    for other in list(settings.evaluation.other_pairs) if label != REFERENCE else []:
         path = layout.other_pairs(other).scores(label, seed) / "pairs.parquet"
         if not path.exists():
             raise _unfinished(layout, path, f"mallowspo score {run} --pairs {other}")

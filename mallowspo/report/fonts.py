@@ -17,9 +17,9 @@ from matplotlib import font_manager
 FAMILY = "DejaVu Sans"
 CUT = "DejaVu Sans, cut"
 WEIGHTS = ("normal", "bold")
-#: First and last code points: Latin and Greek letters, punctuation, a few signs, pictures of control characters.
+#: First and last code points: Latin and Greek letters, punctuation, a few signs.
 KEPT = ((0x20, 0x7E), (0xA0, 0x17F), (0x391, 0x3C9), (0x2010, 0x2044), (0x2190, 0x2193), (0x2212, 0x2212),
-        (0x2248, 0x2248), (0x2264, 0x2265), (0x2400, 0x2426))  # fmt: skip
+        (0x2248, 0x2248), (0x2264, 0x2265))  # fmt: skip
 #: Ids of a font's name table that say its family; the PostScript name, which a PDF tells, stays.
 _FAMILY_IDS = (1, 16)
 

@@ -118,13 +118,11 @@ def test_other_prompts_are_two_samples(opened):
 
 def test_how_many_shared_prompts_pair_them(opened):
     a, b = opened
-    ids = list(a.prompts)
-    fewer = {m: {label: t[~t.index.isin(ids[:1])] for label, t in by.items()} for m, by in b.values.items()}
-    row = compare_finished(a, replace(b, values=fewer), None).table.set_index("metric").loc["reward"].iloc[0]
-    assert row["paired"] and row["shared"] == 11
-    few = {m: {label: t[t.index.isin(ids[:9])] for label, t in by.items()} for m, by in b.values.items()}
-    row = compare_finished(a, replace(b, values=few), None).table.set_index("metric").loc["reward"].iloc[0]
-    assert not row["paired"] and (row["shared"], row["a_n"], row["b_n"]) == (9, 12, 9)
+    for kept, paired in ((11, True), (9, False)):
+        rewards = {label: table.iloc[:kept] for label, table in b.values["reward"].items()}
+        row = compare_finished(a, replace(b, values={"reward": rewards}), None).table.iloc[0]
+        sizes = (kept, kept, kept) if paired else (kept, 12, kept)
+        assert (row["paired"], row["shared"], row["a_n"], row["b_n"]) == (paired, *sizes)
 
 
 def test_settings_that_differ_are_told(opened):
