@@ -257,7 +257,8 @@
     part("previous").addEventListener("click", () => step(-1));
     part("next").addEventListener("click", () => step(1));
     part("hold").addEventListener("click", () => hold(!held));
-    new ResizeObserver(draw).observe(plot.parentElement);
+    // In a frame of its own: drawing changes the height of what is observed.
+    new ResizeObserver(() => requestAnimationFrame(draw)).observe(plot.parentElement);
   }
 
   fill();

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import yaml
 from mallowspo.compare_values import Values, read_values
 from mallowspo.errors import InputError
 from mallowspo.files import read_json, read_jsonl, read_parquet
+from mallowspo.inference import holm
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.metric_names import OUTCOMES, bare, is_benchmark, is_part
-from mallowspo.report.table import rows_of
 from mallowspo.report.words import interval, meaningful_decimals
 from mallowspo.settings import Experiment
 
@@ -91,8 +92,22 @@ class Results:
 
     def decimals(self, metric: str) -> int:
         """Decimals for all means, differences and intervals of a metric."""
-        tables = [table[table["metric"] == metric] for table in (self.estimates, self.comparison)]
-        return meaningful_decimals([row.ci_high - row.ci_low for table in tables for row in rows_of(table)])
+        return self._decimals.get(metric, meaningful_decimals([]))
+
+    @cached_property
+    def _decimals(self) -> dict[str, int]:
+        widths: dict[str, list[float]] = {}
+        for table in (self.estimates, self.comparison):
+            for metric, width in zip(table["metric"], table["ci_high"] - table["ci_low"], strict=True):
+                widths.setdefault(metric, []).append(width)
+        return {metric: meaningful_decimals(own) for metric, own in widths.items()}
+
+    @cached_property
+    def p_of_these_runs(self) -> dict[tuple[str, str, str], float]:
+        """(family, method, metric) -> Holm's p of the sign flips: do these trained policies differ?"""
+        table = self.comparison
+        adjusted = table.groupby("family")["p_policies"].transform(holm)
+        return dict(zip(zip(table["family"], table["method"], table["metric"], strict=True), adjusted, strict=True))
 
     def told(self, row: Any, signed: bool = False) -> str:
         """A row of estimates or comparison as text: its mean or difference, and interval."""

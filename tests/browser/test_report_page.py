@@ -1,6 +1,7 @@
 """The report as a reader's browser shows it: no console error, every figure there, no sideways scrolling."""
 
 import os
+import time
 
 import pytest
 
@@ -158,6 +159,20 @@ def test_outcome_and_policy_can_be_chosen_and_keys_step(page, chromium):
         chromium.call("Input.dispatchKeyEvent", type="keyDown", key=key)
         seen.append(chromium.evaluate(SHOWN_PROMPT))
     assert seen[0] == seen[2] and len(set(seen)) == 3
+    assert chromium.complaints == []
+
+
+def test_the_plot_follows_the_width_of_the_window(page, chromium):
+    chromium.complaints.clear()
+    width = "document.querySelector('#explore-plot svg').viewBox.baseVal.width"
+    chromium.open(page, 1280)
+    wide = chromium.evaluate(width)
+    size = {"width": 390, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+    chromium.call("Emulation.setDeviceMetricsOverride", **size)
+    until = time.monotonic() + 30
+    while (narrow := chromium.evaluate(width)) == wide and time.monotonic() < until:
+        time.sleep(0.05)
+    assert narrow < 390 < wide and chromium.evaluate(POINTS) == 12
     assert chromium.complaints == []
 
 
