@@ -40,13 +40,13 @@ def _cut(whole: Path, folder: Path) -> Path:
     # No time of writing in it: equal inputs give equal bytes.
     options = subset.Options(notdef_outline=True, recalc_timestamp=False)
     options.drop_tables += ["FFTM"]  # when its editor wrote it
-    font = subset.load_font(str(whole), options)
-    cutter = subset.Subsetter(options)
-    cutter.populate(unicodes=[code for first, last in KEPT for code in range(first, last + 1)])
-    cutter.subset(font)
-    for entry in font["name"].names:
-        if entry.nameID in _FAMILY_IDS:
-            entry.string = CUT
     path = folder / whole.name
-    subset.save_font(font, str(path), options)
+    with subset.load_font(str(whole), options) as font:
+        cutter = subset.Subsetter(options)
+        cutter.populate(unicodes=[code for first, last in KEPT for code in range(first, last + 1)])
+        cutter.subset(font)
+        for entry in font["name"].names:
+            if entry.nameID in _FAMILY_IDS:
+                entry.string = CUT
+        subset.save_font(font, str(path), options)
     return path

@@ -18,7 +18,7 @@ def panel(folder, text):
 
     layout = Layout(str(folder), "x")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # matplotlib warns of a character that no font has
+        warnings.simplefilter("error", UserWarning)  # matplotlib warns of a character that no font has
         made = draw_panel(layout, "x", "alt", pd.DataFrame({"a": [1]}), draw)
     return made, (layout.figures / "x.pdf").read_bytes()
 
