@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from mallowspo.bench.commands import app as bench
+from mallowspo.between import commands as between
 from mallowspo.chains import located
 from mallowspo.errors import InputError
 from mallowspo.evaluation import commands
@@ -42,6 +43,7 @@ from mallowspo.settings import ComputeSettings, Experiment
 from mallowspo.shard import Shard
 from mallowspo.studies import commands as studies
 from mallowspo.studies.settings import Study
+from mallowspo.ui_links import ui_links
 from mallowspo.visible import one_line
 
 
@@ -304,11 +306,7 @@ def lm_eval(
     _stage("lm-eval").run(view, layout, policy, method, seed, settings.compute.device, shard=part)
 
 
-@app.command()
-def compare(experiment: ExperimentName, results: Results = "results") -> None:
-    """Estimates with intervals, and tests of the differences to the baseline and the reference."""
-    settings, layout, _ = _open(experiment, results)
-    _stage("compare").run(settings.stage_view("compare"), layout)
+app.command()(between.compare)
 
 
 @app.command()
@@ -334,6 +332,9 @@ def track(
         _stage("track").track_study(layout, uri)
     else:
         _stage("track").run(settings.stage_view("track"), layout, uri)
+
+
+app.command("ui-links")(ui_links)
 
 
 @app.command()

@@ -41,6 +41,8 @@ _BY_VALUE = {
     "mallowspo.studies.settings",
     "mallowspo.studies.kinds",
 }
+#: What the report's page is made of besides code.
+PAGE_FILES = ("*.jinja", "*.css", "*.js")
 #: What a study's page is made of besides code.
 _STUDY_TEMPLATES = ("studies/study.html.jinja", "report/parts.html.jinja", "report/page.css")
 #: Tracking copies results and makes none: no stage but its own is run again for an edit there.
@@ -77,9 +79,7 @@ def code_digest(stage: str) -> str:
     parts = _code([STAGE_MODULES[stage]], tracking=stage == "track")
     if stage == "report":
         folder = _source_file(STAGE_MODULES[stage]).parent
-        parts += [
-            file.read_text(encoding="utf-8") for kind in ("*.jinja", "*.css") for file in sorted(folder.glob(kind))
-        ]
+        parts += [file.read_text(encoding="utf-8") for kind in PAGE_FILES for file in sorted(folder.glob(kind))]
     return _digest(parts)
 
 

@@ -15,6 +15,7 @@ from mallowspo.files import read_parquet, sha256_file, write_json
 from mallowspo.layout import Layout
 from mallowspo.settings import Experiment
 from mallowspo.tracking.contents import TIMING, RunContents, read_run
+from mallowspo.tracking.links import VIEW_TAG, view_state
 from mallowspo.tracking.store import connect, hide_credentials, http_limits, prepare_store, sqlite_file, store_errors
 from mallowspo.visible import visible
 
@@ -185,6 +186,7 @@ class _Writer:
         data = self._data_set(experiment)
         ids = {f"{child.method}/{child.seed}": self._child(parent, child, data) for child in children}
         mark_superseded(self.client, self.runs, {parent, *ids.values()}, self.layout)
+        self._view(children)
         return {
             "experiment_id": self.experiment,
             "parent_run_id": parent,
@@ -198,6 +200,12 @@ class _Writer:
                 for child in children
             },
         }
+
+    def _view(self, children: list[RunContents]) -> None:
+        """The columns that `mallowspo ui-links` shows."""
+        state = view_state(name for child in children for name in child.evaluation)
+        if self.client.get_experiment(self.experiment).tags.get(VIEW_TAG) != state:
+            self.client.set_experiment_tag(self.experiment, VIEW_TAG, state)
 
     def _with_tags(self, tags: dict[str, str]) -> list[Any]:
         """Runs with these tags, our own first: an equal run of another results folder (a moved one, say) will do."""

@@ -60,7 +60,7 @@ def test_the_kernel_touches_all_that_score(package):
 def test_tracking_and_the_reports_template_touch_themselves_alone(package):
     copy, digests = package
     assert changed(digests, copy / "tracking/store.py", lambda text: text + "\nNEW = 1\n") == {"track"}
-    for name in ("report.html.jinja", "page.css"):
+    for name in ("report.html.jinja", "page.css", "explore.js"):
         assert changed(digests, copy / "report" / name, lambda text: text + " ") == {"report"}
 
 
