@@ -1,8 +1,10 @@
 """Stage "compare": every method against the baseline and against the reference, on the same prompts.
 
 Reads the scores of all runs and the dispersion of the test pairs; writes estimates.parquet, comparison.parquet,
-interaction.parquet, accuracy_by_group.parquet, frontier.parquet (`mallowspo.evaluation.frontier`) and variants.parquet
-(`mallowspo.compare_variants`). Values are joined by id (`mallowspo.compare_values`).
+interaction.parquet, accuracy_by_group.parquet, frontier.parquet (`mallowspo.evaluation.frontier`), variants.parquet
+(`mallowspo.compare_variants`), second_opinion.parquet (`mallowspo.compare_judges`) and factorial.parquet
+(`mallowspo.compare_factorial`); what the settings do not ask for has no rows. Values are joined by id
+(`mallowspo.compare_values`).
 
 By definition of what is measured against the reference, the reference's own win rate is 0.5, its implicit accuracy 0.5
 and its margin 0, so these three are compared with that constant; so is a win rate against the baseline. A win rate
@@ -26,6 +28,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mallowspo.compare_by_dispersion import prompt_dispersion, slope_row
+from mallowspo.compare_factorial import factorial_table
+from mallowspo.compare_judges import second_opinion_table
 from mallowspo.compare_values import Values, read_values
 from mallowspo.compare_variants import along_trainings, variants_table
 from mallowspo.evaluation.degeneration import SIGNS
@@ -64,11 +68,11 @@ Array = NDArray[np.float64]
 
 
 def run(view: Any, layout: Layout) -> None:
-    """Write estimates, comparison, interaction, accuracy_by_group, frontier and variants, each a .parquet.
+    """Write the tables that the module's docstring names.
 
     Args:
         view: .methods (label -> settings), .seeds, .generation.temperature, .training.keep; of .evaluation:
-            .comparison, .lm_eval, .alpaca.against, .other_pairs, .temperatures.
+            .comparison, .second_judge, .factorial, .lm_eval, .alpaca.against, .other_pairs, .temperatures.
         layout: of the experiment.
 
     Raises:
@@ -92,6 +96,8 @@ def run(view: Any, layout: Layout) -> None:
     write_parquet(layout.interaction, _together(by_dispersion))
     write_parquet(layout.accuracy_by_group, of_experiment(view, layout))
     write_parquet(layout.variants, variants_table(view, layout))
+    write_parquet(layout.second_opinion, second_opinion_table(values, methods, resampling))
+    write_parquet(layout.factorial, factorial_table(tested, view.evaluation.factorial, methods, resampling))
 
 
 def _estimates(values: Values, methods: list[str], confidence: float) -> pd.DataFrame:

@@ -28,7 +28,7 @@ def read_values(view: Any, layout: Layout) -> Values:
     """Every metric of every run, averaged over the answers (or pairs) to a prompt.
 
     Args:
-        view: .methods, .seeds, and of .evaluation: .comparison, .lm_eval, .alpaca.against, .other_pairs.
+        view: .methods, .seeds, and of .evaluation: .comparison, .second_judge, .lm_eval, .alpaca.against, .other_pairs.
 
     Returns:
         metric -> label -> table: index prompt_id (doc_id for a benchmark), one column a seed, all tables of a metric
@@ -37,7 +37,7 @@ def read_values(view: Any, layout: Layout) -> Values:
     evaluation = view.evaluation
     runs = [(label, seed) for label in view.methods for seed in view.seeds]
     everyone = [(REFERENCE, 0), *runs]
-    values = read_scores(layout, everyone)
+    values = read_scores(layout, everyone, evaluation.second_judge)
     values |= _read(layout, runs, "pairs.parquet", _pairs)
     values |= _read(layout, runs, "alpaca.parquet", _alpaca)
     values |= _read_against(layout, runs, evaluation.comparison.baseline, evaluation.alpaca.against)
@@ -49,9 +49,10 @@ def read_values(view: Any, layout: Layout) -> Values:
     return values
 
 
-def read_scores(layout: Layout, runs: list[Run]) -> Values:
-    """What the score stage says of the runs' answers."""
-    return _read(layout, runs, "score.parquet", _score)
+def read_scores(layout: Layout, runs: list[Run], second_judge: str | None) -> Values:
+    """What the judges say of the runs' answers, the second where there is one."""
+    values = _read(layout, runs, "score.parquet", _score)
+    return values | _read(layout, runs, "second.parquet", _score) if second_judge else values
 
 
 def _read_against(layout: Layout, runs: list[Run], baseline: str, opponents: list[str]) -> Values:

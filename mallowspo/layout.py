@@ -145,6 +145,16 @@ class Layout:
         return self.root / "interaction.parquet"
 
     @property
+    def second_opinion(self) -> Path:
+        """Gains by the first judge against those by the second, where there is one."""
+        return self.root / "second_opinion.parquet"
+
+    @property
+    def factorial(self) -> Path:
+        """Two factors over four labels: main effects and interaction."""
+        return self.root / "factorial.parquet"
+
+    @property
     def accuracy_by_group(self) -> Path:
         """Held-out and other pairs by source, length and dispersion."""
         return self.root / "accuracy_by_group.parquet"

@@ -45,7 +45,8 @@ def settings(
     evaluation: dict[str, Any] | None = None,
     keep: tuple[float, ...] = (),
 ) -> Experiment:
-    """Settings of the made-up experiment; labels outside METHODS are DPO under another beta.
+    """Settings of the made-up experiment; labels outside METHODS are DPO under another beta. Rows of the table of
+    methods that are not made up here go by their own name.
 
     Args:
         evaluation: further settings of that section.
@@ -108,6 +109,7 @@ def write(
     _benchmarks(made)
     _other_pairs(made, generator, test)
     _variants(made)
+    _second_judge(made)
     return made
 
 
@@ -329,6 +331,18 @@ def _variants(made: MadeUp) -> None:
         elif policy.label != REFERENCE:
             value = value + (table["metric"] == "reward") * (1 - (policy.temperature or 0))
         write_parquet(made.layout.scores(name, seed) / "score.parquet", table.assign(value=value))
+
+
+def _second_judge(made: MadeUp) -> None:
+    """Half of the first judge's reward, and a tenth that goes by the place of the answer alone: it sees half a gain."""
+    if made.experiment.evaluation.second_judge is None:
+        return
+    for name, seed in [(REFERENCE, 0), *made.experiment.runs(), *made.experiment.variants()]:
+        table = pd.read_parquet(made.layout.scores(name, seed) / "score.parquet")
+        rewards = table[table["metric"] == "reward"].reset_index(drop=True)
+        place = np.sin(np.arange(len(rewards)))
+        second = rewards.assign(metric="second_reward", value=0.5 * rewards["value"] + 0.1 * place)
+        write_parquet(made.layout.scores(name, seed) / "second.parquet", second.assign(judge="reward:pattern"))
 
 
 def _lm_eval(layout: Layout, generator: np.random.Generator, method: str, seed: int) -> None:

@@ -14,6 +14,8 @@ rule compare:
         variants=PATH.variants,
         comparison=PATH.comparison,
         interaction=PATH.interaction,
+        second_opinion=PATH.second_opinion,
+        factorial=PATH.factorial,
     log:
         PATH.log("compare"),
     benchmark:
@@ -39,6 +41,8 @@ rule report:
         variants=PATH.variants,
         comparison=PATH.comparison,
         interaction=PATH.interaction,
+        second_opinion=PATH.second_opinion,
+        factorial=PATH.factorial,
         by_group=PATH.accuracy_by_group,
         dispersion=PATH.dispersion,
         dispersion_summary=PATH.dispersion_summary,
@@ -77,6 +81,8 @@ rule track:
     input:
         runs=runs,
         scores=scores,
+        second_opinion=PATH.second_opinion,
+        factorial=PATH.factorial,
         page=PATH.report,
         tables=PATH.tables,
         figures=PATH.figures,
