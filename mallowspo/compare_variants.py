@@ -39,7 +39,7 @@ def variants_table(view: Any, layout: Layout) -> pd.DataFrame:
 
     Args:
         view: .methods, .seeds, .generation.temperature, .training.keep; of .evaluation: .comparison,
-            .second_judge, .temperatures.
+            .second_judge, .selection, .temperatures.
 
     Returns:
         training is the share of the training's steps; 1 stands for the whole training, and for the reference.
@@ -58,7 +58,7 @@ def along_trainings(view: Any, layout: Layout, resampling: dict[str, Any]) -> pd
     paths = {label: [*(Policy(label, training=share).name for share in shares), label] for label in methods}
     names = [name for path in paths.values() for name in path]
     runs = [(REFERENCE, 0), *((name, seed) for name in names for seed in view.seeds)]
-    values = read_scores(layout, runs, None)
+    values = read_scores(layout, runs, view.evaluation)
     return paths_table(values, paths, view.evaluation.comparison.baseline, resampling)
 
 
@@ -66,8 +66,9 @@ def _rows(view: Any, layout: Layout, condition: Condition) -> Iterator[tuple[Any
     reference = Policy(REFERENCE, condition.temperature).name
     names = {REFERENCE: reference, **{label: Policy(label, *condition).name for label in view.methods}}
     trained = [(names[label], seed) for label in view.methods for seed in view.seeds]
-    values = read_scores(layout, [(reference, 0), *trained], view.evaluation.second_judge)
-    values["win_rate"] = _wins(layout, reference, trained)
+    values = read_scores(layout, [(reference, 0), *trained], view.evaluation)
+    prompts = values["reward"][reference].index
+    values["win_rate"] = {name: wins.loc[prompts] for name, wins in _wins(layout, reference, trained).items()}
     temperature = view.generation.temperature if condition.temperature is None else condition.temperature
     share = 1.0 if condition.training is None else condition.training
     for metric in (name for name in METRICS if name in values):

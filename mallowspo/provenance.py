@@ -26,6 +26,7 @@ STAGE_MODULES = {
     "generate": "mallowspo.evaluation.answers",
     "score": "mallowspo.evaluation.score",
     "second-score": "mallowspo.evaluation.second_judge",
+    "signals": "mallowspo.evaluation.pair_betas",
     "alpaca": "mallowspo.evaluation.alpaca",
     "lm-eval": "mallowspo.evaluation.lm_eval",
     "compare": "mallowspo.compare",

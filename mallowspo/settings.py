@@ -21,6 +21,7 @@ from mallowspo.pairs.settings import SplitSettings
 from mallowspo.policies import Policy
 from mallowspo.sections import LABEL, Section, nearest
 from mallowspo.stage_reads import CHANGES_NOTHING, STAGE_READS
+from mallowspo.tuning import check_budgets
 
 MODEL_SOURCE = (
     r"^(hub:[^@\s]+@[^\s]+|path:.+|pypi:[A-Za-z0-9][A-Za-z0-9_.-]*==[^!\s]+!.+|made_up:[a-z0-9_]+|policy:.+)$"
@@ -398,6 +399,8 @@ class Experiment(Section):
                 raise ValueError(
                     f"evaluation.factorial: '{label}' is no label of methods; {nearest(label, self.methods)}"
                 )
+        if self.evaluation.selection:
+            check_budgets(self.methods, self.evaluation.selection.unequal)
         if self.evaluation.kl_answers > self.generation.answers:
             raise ValueError("evaluation.kl_answers may not exceed generation.answers")
         if self.generation.temperature in self.evaluation.temperatures:

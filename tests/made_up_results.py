@@ -45,8 +45,8 @@ def settings(
     evaluation: dict[str, Any] | None = None,
     keep: tuple[float, ...] = (),
 ) -> Experiment:
-    """Settings of the made-up experiment; labels outside METHODS are DPO under another beta. Rows of the table of
-    methods that are not made up here go by their own name.
+    """Settings of the made-up experiment; a label that begins with another's name is that method under
+    another beta, any other DPO.
 
     Args:
         evaluation: further settings of that section.
@@ -60,7 +60,8 @@ def settings(
             "model": {"source": "made_up:two_layers"},
             "pairs": {"source": "path:pairs.jsonl"},
             "methods": {
-                m: {"method": m if m in known else "dpo", "beta": 0.1 + 0.01 * i} for i, m in enumerate(methods)
+                m: {"method": next((k for k in known if m.startswith(k)), "dpo"), "beta": 0.1 + 0.01 * i}
+                for i, m in enumerate(methods)
             },
             "seeds": list(seeds),
             "training": {"learning_rate": 1e-5, "pairs_per_step": 8, "keep": list(keep)},

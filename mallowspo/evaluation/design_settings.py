@@ -1,5 +1,7 @@
 """How the labels of an experiment belong together: two factors that are crossed, tuning runs of one method."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from mallowspo.sections import Section
@@ -25,3 +27,18 @@ class FactorialSettings(Section):
         if self.factors[0] == self.factors[1] or not all(name.strip() for name in self.factors):
             raise ValueError("the two factors need a name each")
         return self
+
+
+class SelectionSettings(Section):
+    """A method's labels (other betas, other options) are its tuning runs: the best by validation prompts is tested."""
+
+    outcome: Literal["reward", "second_reward", "win_rate", "accuracy"] = Field(
+        default="reward", description="the largest mean on the validation prompts is selected"
+    )
+    validation_share: float = Field(
+        default=0.5, gt=0, lt=1, description="of the test prompts, by a draw that goes by the prompt; the others test"
+    )
+    seed: int = Field(default=0, description="of that draw")
+    unequal: Literal["error", "allow"] = Field(
+        default="error", description="where a method has more tuning runs than another"
+    )

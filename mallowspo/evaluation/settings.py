@@ -4,7 +4,7 @@ import re
 
 from pydantic import Field, field_validator, model_validator
 
-from mallowspo.evaluation.design_settings import FactorialSettings
+from mallowspo.evaluation.design_settings import FactorialSettings, SelectionSettings
 from mallowspo.judges.names import check_judge_name, check_reward_name
 from mallowspo.judges.settings import JudgeSettings
 from mallowspo.sections import LABEL, Section
@@ -104,9 +104,15 @@ class EvaluationSettings(Section):
     other_pairs: dict[str, OtherPairsSettings] = Field(
         default={}, description="further sets of pairs by name: implicit accuracy, margin and calibration on each"
     )
+    signals: bool = Field(
+        default=False,
+        description="the beta of each held-out pair under methods that have one (lb_dpo, epsilon_dpo, beta_dpo at "
+        "level instance), and its rank correlation with the dispersion weight",
+    )
     lm_eval: LmEvalSettings | None = None
     comparison: ComparisonSettings = ComparisonSettings()
     factorial: FactorialSettings | None = None
+    selection: SelectionSettings | None = None
 
     @field_validator("judge")
     @classmethod
@@ -119,9 +125,11 @@ class EvaluationSettings(Section):
         return value and check_reward_name(value)
 
     @model_validator(mode="after")
-    def _judges_differ(self) -> "EvaluationSettings":
+    def _judges_fit(self) -> "EvaluationSettings":
         if self.second_judge == self.judge:
             raise ValueError(f"second_judge is the first judge ({self.judge}); name another, or remove it")
+        if self.selection and self.selection.outcome == "second_reward" and self.second_judge is None:
+            raise ValueError("selection.outcome second_reward needs a second_judge; name one, or another outcome")
         return self
 
     @field_validator("temperatures")

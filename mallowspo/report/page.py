@@ -18,6 +18,8 @@ from mallowspo.report import (
     outcome_figures,
     pair_table,
     second_judge,
+    selection_table,
+    signals_table,
     summary,
     tables,
     training_figures,
@@ -69,7 +71,9 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
     }
     equal_kl = kl_tables.equal_kl_tables(results)
     by_condition = [variants.variants_table(results, of) for of in (variants.TEMPERATURE, variants.ALONG_TRAINING)]
-    designed = [second_judge.second_judge_table(results), factorial_table.factorial_table(results)]
+    selected = selection_table.selection_tables(results)
+    designed = [*selected, second_judge.second_judge_table(results), factorial_table.factorial_table(results)]
+    designed.append(signals_table.signals_table(results))
     shown |= {table.name: table for table in (*equal_kl.values(), *by_condition, *designed) if table}
     runs = [(label, seed) for label in results.methods for seed in view.seeds]
     judged = judge_table.judge_table(layout, runs)
@@ -101,6 +105,7 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
         displacement_words=(displacement_table.HOW_TO_READ, displacement_table.DEFINITIONS),
         equal_kl_words={table.name: kl_tables.equal_kl_words(results, along) for along, table in equal_kl.items()},
         second_judge_words=second_judge.second_judge_words(results),
+        selection_words=selection_table.selection_words(results),
         factorial_findings=factorial_table.factorial_findings(results),
         factorial_view=factorial_table.factorial_view,
         judged=judged,
@@ -181,6 +186,11 @@ def _groups(results: Results, look: Look) -> dict[str, Group]:
         data_figures.dispersion_histograms(results),
         f"n = {plural(len(results.dispersion), 'pair')}, training and test. Dashed: percentiles. No interval, no test. "
         + " ".join(data_figures.dispersion_words(results.dispersion_summary)),
+    )
+    groups["signals"] = Group(
+        signals_table.signals_figure(results, look),
+        f"n = {', '.join(map(str, dict.fromkeys(results.signals['n'])))} prompts (see the table); at most "
+        f"{signals_table.DRAWN} are drawn, the CSV has all. Intervals and tests are in the table.",
     )
     groups["effect"] = Group(
         effect_figure.effect_by_dispersion(results, look),

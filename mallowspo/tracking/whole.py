@@ -15,7 +15,7 @@ from mallowspo.files import read_parquet, sha256_file, write_json
 from mallowspo.layout import Layout
 from mallowspo.settings import Experiment
 from mallowspo.tracking.contents import TIMING, RunContents, read_run
-from mallowspo.tracking.findings import experiment_metrics
+from mallowspo.tracking.findings import experiment_metrics, experiment_tags
 from mallowspo.tracking.store import connect, hide_credentials, http_limits, prepare_store, sqlite_file, store_errors
 from mallowspo.visible import visible
 
@@ -211,6 +211,7 @@ class _Writer:
         run = found[0] if found else self.client.create_run(self.experiment, tags=tags, run_name=self.layout.experiment)
         run_id: str = run.info.run_id
         described = {"mlflow.note.content": visible(title), "mallowspo.version": __version__}
+        described |= experiment_tags(experiment.evaluation, self.layout)
         set_tags(self.client, run, {**described, **results_tag(self.layout), SUPERSEDED: "false"})
         now = int(time.time() * 1000)
         metrics, stored = experiment_metrics(experiment.evaluation, self.layout), run.data.metrics

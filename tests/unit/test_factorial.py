@@ -1,7 +1,6 @@
 """Two factors over four labels: effects by hand, their intervals, what is refused, and how the page tells of it."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from mallowspo import compare
@@ -10,8 +9,8 @@ from mallowspo.compare_values import read_values
 from mallowspo.experiments import validate
 from mallowspo.files import read_parquet
 from mallowspo.inference import contrast, holm, paired_difference
-from mallowspo.report import page as report
-from mallowspo.report.factorial_table import factorial_findings
+from mallowspo.report.factorial_table import factorial_findings, factorial_view
+from mallowspo.report.factorial_table import factorial_table as factorial_table_of
 from mallowspo.report.results import read_results
 from mallowspo.settings import Experiment
 from mallowspo.stage_reads import STAGE_READS
@@ -25,9 +24,12 @@ FACTORIAL = {
 }
 
 
+FEW = {"comparison": {"baseline": "dpo", "resamples": 199}}
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    made = write(tmp_path_factory.mktemp("results"), METHODS, steps=3, evaluation={"factorial": FACTORIAL})
+    made = write(tmp_path_factory.mktemp("results"), METHODS, steps=3, evaluation={"factorial": FACTORIAL, **FEW})
     compare.run(made.experiment.stage_view("compare"), made.layout)
     return made
 
@@ -123,14 +125,13 @@ def test_nothing_without_factors(tmp_path):
     assert found.empty and "p_holm" in found
 
 
-def test_the_page_tells_of_the_factors(made):
-    view = made.experiment.stage_view("report")
-    report.run(view, made.layout, made.settings_text)
-    page = made.layout.report.read_text(encoding="utf-8")
-    assert "Two factors: do they add up?" in page and 'href="#factorial"' in page
-    shown = pd.read_csv(made.layout.tables / "factorial.csv")
-    assert len(shown) == len(read_parquet(made.layout.factorial))
-    first = factorial_findings(read_results(view, made.layout, made.settings_text))[0]
+def test_the_report_tells_of_the_factors(made):
+    results = read_results(made.experiment.stage_view("report"), made.layout, made.settings_text)
+    table = factorial_table_of(results)
+    assert len(table.shown) == len(read_parquet(made.layout.factorial))
+    assert table.shown["Metric"][:3].tolist() == ["Reward"] * 3
+    assert set(factorial_view(table).numbers["family"]) == {"outcomes"}
+    first = factorial_findings(results)[0]
     assert first.title == "Reward (n = 12)"
     assert [effect for effect, _ in first.answers][2] == "dispersion weight × learnable beta"
     assert first.answers[2][1].startswith(("together ", "cannot be told from none: "))

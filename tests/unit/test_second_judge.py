@@ -1,8 +1,14 @@
 """A second judge of the same answers: its scores, the gains by both, and what is said where it sees nothing."""
 
+import gzip
+import json
+import os
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from mallowspo import compare
 from mallowspo.errors import InputError
@@ -12,13 +18,19 @@ from mallowspo.files import read_parquet, write_jsonl
 from mallowspo.judges.names import is_a_model
 from mallowspo.judges.reward import judge_answers
 from mallowspo.layout import Layout
-from mallowspo.report import page as report
+from mallowspo.report import variants
+from mallowspo.report.results import read_results
+from mallowspo.report.second_judge import second_judge_figure, second_judge_table, second_judge_words
+from mallowspo.report.style import Look
+from mallowspo.report.tables import main_table
 from mallowspo.settings import Experiment
 from mallowspo.tracking.contents import read_run
 from mallowspo.tracking.findings import experiment_metrics
 from tests.made_up_results import rewrite, settings, write
 
-JUDGE = {"second_judge": "reward:pattern"}
+SHARED = os.environ.get("MALLOWSPO_SHARED_DATA")
+METHODS = ("dpo", "mallows_theta")
+JUDGE = {"second_judge": "reward:pattern", "comparison": {"baseline": "dpo", "resamples": 199}}
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +38,16 @@ def made(tmp_path_factory):
     evaluation = {**JUDGE, "temperatures": [0.5]}
     made = write(tmp_path_factory.mktemp("results"), steps=3, lm_eval=False, evaluation=evaluation, keep=(0.5,))
     compare.run(made.experiment.stage_view("compare"), made.layout)
-    report.run(made.experiment.stage_view("report"), made.layout, made.settings_text)
     return made
+
+
+@pytest.fixture(scope="module")
+def results(made):
+    return read(made)
+
+
+def read(made):
+    return read_results(made.experiment.stage_view("report"), made.layout, made.settings_text)
 
 
 def gains(made):
@@ -37,7 +57,21 @@ def gains(made):
 def test_pattern_tells_good_from_bad_without_a_download():
     answers = ["A wonderful, brilliant film.", "The film was terrible, and I hated it.", "It is a film.", "not good"]
     good, bad, neither, negated = judge_answers("reward:pattern", [""] * 4, answers)
-    assert good == 1.0 and bad == pytest.approx(-0.95) and neither == 0 and negated == pytest.approx(-0.35)
+    assert (
+        good == pytest.approx(0.95) and bad == pytest.approx(-0.95) and neither == 0 and negated == pytest.approx(-0.35)
+    )
+
+
+@pytest.mark.skipif(SHARED is None, reason="MALLOWSPO_SHARED_DATA names no folder of real data")
+def test_what_the_docs_say_of_both_lexicons():
+    """docs/evaluation.md: on how many labelled sentences the two are right, 0 counted half, and how alike they rank."""
+    with gzip.open(Path(SHARED) / "sentence_polarity.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    texts, labels = [row["text"] for row in rows], np.array([row["label"] for row in rows])
+    found = {name: np.array(judge_answers(name, texts, texts)) for name in ("reward:vader", "reward:pattern")}
+    right = [np.where(values == 0, 0.5, (values > 0) == (labels == 1)).mean() for values in found.values()]
+    assert len(rows) == 10662 and right == pytest.approx([0.626, 0.628], abs=0.0005)
+    assert stats.spearmanr(*found.values()).statistic == pytest.approx(0.486, abs=0.0005)
 
 
 def test_the_same_answers_are_scored_in_the_form_of_the_first_judges_scores(tmp_path):
@@ -52,23 +86,24 @@ def test_the_same_answers_are_scored_in_the_form_of_the_first_judges_scores(tmp_
     assert set(table["metric"]) == {"second_reward"} and set(table["judge"]) == {"reward:pattern"}
 
 
-def test_it_is_an_outcome_of_its_own(made):
+def test_it_is_an_outcome_of_its_own(made, results):
     estimates = read_parquet(made.layout.estimates).set_index(["method", "metric"])
     assert {"reference", "dpo"} <= set(estimates.xs("second_reward", level="metric").index)
     comparison = read_parquet(made.layout.comparison)
     own = comparison[comparison["metric"] == "second_reward"]
     assert len(own) == 2 + 3 and (own["family"] == [f"outcomes against {name}" for name in own["baseline"]]).all()
-    main = pd.read_csv(made.layout.tables / "main.csv").set_index("method")
+    main = main_table(results).numbers.set_index("method")
     row = estimates.loc[("dpo", "second_reward")]
     assert main.loc["dpo", "second_reward"] == pytest.approx(row["estimate"])
     assert main.loc["dpo", "second_reward_ci_low"] == pytest.approx(row["ci_low"])
 
 
-def test_policies_along_the_training_and_at_other_temperatures_have_it_too(made):
+def test_policies_along_the_training_and_at_other_temperatures_have_it_too(made, results):
     table = read_parquet(made.layout.variants)
     own = table[table["metric"] == "second_reward"]
     assert set(own["training"]) == {0.5, 1.0} and set(own["temperature"]) == {0.5, 1.0}
-    assert "second_reward" in pd.read_csv(made.layout.tables / "along_training.csv")
+    for condition in (variants.TEMPERATURE, variants.ALONG_TRAINING):
+        assert "Second judge" in variants.variants_table(results, condition).shown
 
 
 def test_gains_are_in_standard_deviations_of_the_reference(made):
@@ -90,7 +125,7 @@ def test_gains_are_in_standard_deviations_of_the_reference(made):
 
 
 def test_a_second_judge_that_says_the_same_in_another_unit_leaves_no_excess(tmp_path):
-    made = write(tmp_path, steps=3, lm_eval=False, evaluation=JUDGE)
+    made = write(tmp_path, METHODS, (0,), False, steps=3, evaluation=JUDGE)
     for method, seed in [("reference", 0), *made.experiment.runs()]:
         first = read_parquet(made.layout.scores(method, seed) / "score.parquet")
         first = first[first["metric"] == "reward"].assign(metric="second_reward", value=lambda t: 10 * t["value"] - 3)
@@ -102,37 +137,36 @@ def test_a_second_judge_that_says_the_same_in_another_unit_leaves_no_excess(tmp_
 
 
 def test_a_judge_that_sees_no_difference_is_told_and_the_page_is_made(tmp_path):
-    made = write(tmp_path, steps=3, lm_eval=False, evaluation=JUDGE)
+    made = write(tmp_path, METHODS, (0,), False, steps=3, evaluation=JUDGE)
     for method, seed in [("reference", 0), *made.experiment.runs()]:
         rewrite(made.layout.scores(method, seed) / "second.parquet", lambda table: table.assign(value=0.0))
     compare.run(made.experiment.stage_view("compare"), made.layout)
     found = gains(made)
     assert found["estimate"].isna().all()
     assert "the second judge gives all answers of the reference the same" in found.loc[("dpo", "excess"), "note"]
-    report.run(made.experiment.stage_view("report"), made.layout, made.settings_text)
-    page = made.layout.report.read_text(encoding="utf-8")
-    assert "No numbers: the second judge gives all answers of the reference the same reward." in page
+    said = read(made)
+    words = second_judge_words(said)
+    assert words.endswith("No numbers: the second judge gives all answers of the reference the same reward.")
+    assert second_judge_table(said).shown["Excess"].tolist() == ["–"] * 2
+    assert second_judge_figure(said, Look(said.methods)) == []
 
 
-def test_the_page_says_who_judges_and_how_alike(made):
-    page = made.layout.report.read_text(encoding="utf-8")
-    assert "First judge: reward:vader. Second: reward:pattern." in page
-    assert "<dt>Second judge</dt><dd>reward:pattern</dd>" in page
+def test_the_report_says_who_judges_and_how_alike(made, results):
+    assert second_judge_words(results).startswith("First judge: reward:vader. Second: reward:pattern.")
+    second_judge_figure(results, Look(results.methods))
     figure = pd.read_csv(made.layout.figures / "second_opinion.csv")
     assert figure["method"].tolist() == ["dpo", "mallows_theta", "mallows_phi"]
     row = gains(made).loc[("dpo", "second")]
     assert figure["second_ci_high"][0] == pytest.approx(row["ci_high"])
-    assert (made.layout.figures / "forest_dpo_second_reward.svg").exists()
 
 
 def test_without_a_second_judge_nothing_is_said(tmp_path):
-    made = write(tmp_path, steps=3, lm_eval=False)
+    made = write(tmp_path, METHODS, (0,), False, steps=3)
     compare.run(made.experiment.stage_view("compare"), made.layout)
     assert read_parquet(made.layout.second_opinion).empty
-    report.run(made.experiment.stage_view("report"), made.layout, made.settings_text)
-    page = made.layout.report.read_text(encoding="utf-8")
-    assert "econd judge" not in page
-    assert "second_reward" not in pd.read_csv(made.layout.tables / "main.csv")
+    said = read(made)
+    assert second_judge_table(said) is None and second_judge_words(said) == ""
+    assert "second_reward" not in main_table(said).numbers
 
 
 def test_the_store_gets_it(made):

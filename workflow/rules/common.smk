@@ -7,6 +7,7 @@ from mallowspo.errors import InputError
 from mallowspo.judges.names import is_a_model, model_of
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.methods import METHODS
+from mallowspo.pair_betas import labels_with_pair_beta
 from mallowspo.plan.requests import Requests
 from mallowspo.plan.retries import grown
 from mallowspo.policies import Policy
@@ -281,6 +282,10 @@ def scores(wildcards):
     if EXPERIMENTS[name].evaluation.second_judge:
         answered = [*policies(name), *EXPERIMENTS[name].variants()]
         files += [layout(name).scores(*policy) / "second.parquet" for policy in answered]
+    if EXPERIMENTS[name].evaluation.signals:
+        adaptive = labels_with_pair_beta(EXPERIMENTS[name].methods)
+        seeds = EXPERIMENTS[name].seeds
+        files += [layout(name).scores(label, seed) / "signals.parquet" for label in adaptive for seed in seeds]
     return files
 
 

@@ -109,6 +109,25 @@ rule second_score:
         " --threads {threads} > {log:q} 2>&1"
 
 
+# The beta of each held-out pair, of methods that have one; only where evaluation.signals says so.
+use rule score as signals with:
+    input:
+        policy=policy_folder,
+        model=model_folder,
+        pairs=PATH.pairs("test"),
+        tokens=PATH.tokens("test"),
+        reference=[PATH.reference("train"), PATH.reference("test")],
+    output:
+        betas=SCORES / "signals.parquet",
+    log:
+        PATH.log("signals-{method}-{seed}"),
+    benchmark:
+        PATH.benchmark("signals-{method}-{seed}")
+    params:
+        call=lambda wildcards: [*call(wildcards), "--signals"],
+        depends=stage("signals"),
+
+
 rule alpaca:
     input:
         judges=models_of_the_judges,
