@@ -25,6 +25,8 @@ STAGE_MODULES = {
     "train": "mallowspo.training",
     "generate": "mallowspo.evaluation.answers",
     "score": "mallowspo.evaluation.score",
+    "second-score": "mallowspo.evaluation.second_judge",
+    "signals": "mallowspo.evaluation.pair_betas",
     "alpaca": "mallowspo.evaluation.alpaca",
     "lm-eval": "mallowspo.evaluation.lm_eval",
     "compare": "mallowspo.compare",
@@ -35,8 +37,9 @@ STAGE_MODULES = {
 #: Not part of any stage's code: what these give a stage reaches it by value, through its settings and paths.
 _BY_VALUE = {
     *(f"mallowspo.{name}" for name in ("settings", "workflow_settings", "experiments", "layout")),
-    *(f"mallowspo.{name}" for name in ("sections", "errors", "files", "provenance")),
+    *(f"mallowspo.{name}" for name in ("sections", "stage_reads", "errors", "files", "provenance")),
     "mallowspo.evaluation.settings",
+    "mallowspo.evaluation.design_settings",
     "mallowspo.pairs.settings",
     "mallowspo.studies.settings",
     "mallowspo.studies.kinds",
@@ -67,6 +70,7 @@ _PACKAGES = [
     "statsmodels",
     "scikit-learn",
     "vaderSentiment",
+    "textblob",
 ]
 
 

@@ -28,7 +28,8 @@ class Results:
     Attributes:
         settings: the resolved settings, as values; `view` holds the part that the report may read, typed.
         values: metric -> label -> table (prompts, seeds), see `mallowspo.compare_values.read_values`.
-        estimates, comparison, interaction, frontier, variants, pairs_by_group: as stage "compare" wrote them.
+        estimates, comparison, interaction, frontier, variants, pairs_by_group, second_opinion, factorial, tuning,
+            selection, signals: as stage "compare" wrote them.
         curves: metrics of every optimizer step, with method and seed.
         dispersion: a row a pair, with split, prompt, chosen and rejected; dispersion_summary: dispersion.json.
         displacement: a row a method and held-out pair: change of both log-probabilities (nats) from the reference.
@@ -49,6 +50,11 @@ class Results:
     frontier: pd.DataFrame
     variants: pd.DataFrame
     pairs_by_group: pd.DataFrame
+    second_opinion: pd.DataFrame
+    factorial: pd.DataFrame
+    tuning: pd.DataFrame
+    selection: pd.DataFrame
+    signals: pd.DataFrame
     curves: pd.DataFrame
     dispersion: pd.DataFrame
     dispersion_summary: dict[str, Any]
@@ -145,6 +151,11 @@ def read_results(view: Any, layout: Layout, settings_text: str) -> Results:
         frontier=read_parquet(layout.frontier),
         variants=read_parquet(layout.variants),
         pairs_by_group=read_parquet(layout.accuracy_by_group),
+        second_opinion=read_parquet(layout.second_opinion),
+        factorial=read_parquet(layout.factorial),
+        tuning=read_parquet(layout.tuning),
+        selection=read_parquet(layout.selection),
+        signals=read_parquet(layout.signals),
         curves=_curves(layout, runs),
         dispersion=_dispersion(layout),
         dispersion_summary=read_json(layout.dispersion_summary),

@@ -16,6 +16,7 @@ from mallowspo.layout import Layout
 from mallowspo.settings import Experiment
 from mallowspo.tracking.contents import TIMING, RunContents, read_run
 from mallowspo.tracking.links import VIEW_TAG, view_state
+from mallowspo.tracking.findings import experiment_metrics, experiment_tags
 from mallowspo.tracking.store import connect, hide_credentials, http_limits, prepare_store, sqlite_file, store_errors
 from mallowspo.visible import visible
 
@@ -218,12 +219,17 @@ class _Writer:
         run = found[0] if found else self.client.create_run(self.experiment, tags=tags, run_name=self.layout.experiment)
         run_id: str = run.info.run_id
         described = {"mlflow.note.content": visible(title), "mallowspo.version": __version__}
+        described |= experiment_tags(experiment.evaluation, self.layout)
         set_tags(self.client, run, {**described, **results_tag(self.layout), SUPERSEDED: "false"})
+        now = int(time.time() * 1000)
+        metrics, stored = experiment_metrics(experiment.evaluation, self.layout), run.data.metrics
+        changed = [(key, value, now, 0) for key, value in metrics.items() if stored.get(key) != value]
+        log_metrics(self.client, run_id, changed)
         for file in (self.layout.settings, self.layout.report):
             self.client.log_artifact(run_id, str(file))
         self.client.log_artifacts(run_id, str(self.layout.figures), "figures")
         self.client.log_artifacts(run_id, str(self.layout.tables), "tables")
-        finish(self.client, run, int(time.time() * 1000))
+        finish(self.client, run, now)
         return run_id
 
     def _data_set(self, experiment: Experiment) -> Any:
