@@ -15,8 +15,8 @@ from mallowspo.files import read_parquet, sha256_file, write_json
 from mallowspo.layout import Layout
 from mallowspo.settings import Experiment
 from mallowspo.tracking.contents import TIMING, RunContents, read_run
-from mallowspo.tracking.links import VIEW_TAG, view_state
 from mallowspo.tracking.findings import experiment_metrics, experiment_tags
+from mallowspo.tracking.links import VIEW_TAG, view_state
 from mallowspo.tracking.store import connect, hide_credentials, http_limits, prepare_store, sqlite_file, store_errors
 from mallowspo.visible import visible
 
