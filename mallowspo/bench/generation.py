@@ -81,7 +81,7 @@ def run(options: GenerationOptions, work: Path, measure: Measure, tell: Callable
             for side in order:
                 tell(f"{law}: round {number}, {SIDES[side]}")
                 sampling = {"temperature": temperature, "seed": options.seed + number, "batch_size": options.batch}
-                task = {"kind": "generation", "side": side, "ids": str(ids), "dtype": options.dtype}
+                task: dict[str, Any] = {"kind": "generation", "side": side, "ids": str(ids), "dtype": options.dtype}
                 task |= {"sampling": {**sampling, "max_new_tokens": options.max_new_tokens}}
                 task |= {"model_folder": options.model, "device": options.device, "threads": options.threads}
                 one[side] = measure(task, f"{law}-{number}-{side}", work)
