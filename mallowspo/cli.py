@@ -27,7 +27,6 @@ from mallowspo.experiments import (
     load_workflow,
     read_yaml,
     settings_schema,
-    validate,
 )
 from mallowspo.files import write_json, write_text
 from mallowspo.layout import REFERENCE, Layout
@@ -366,42 +365,31 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="print a JSON l
         typer.echo(f"    source  {row['source']}")
 
 
-@app.command()
-def winrate(
-    annotations: Annotated[str | None, typer.Option(help="AlpacaEval's annotations, JSON or .gz")] = None,
-    outputs: Annotated[str | None, typer.Option(help="or outputs to judge: FILE, or hub:ID@REVISION!FILE")] = None,
-    against: Annotated[str | None, typer.Option(help="the outputs that they are compared with")] = None,
-    judge: Annotated[str | None, typer.Option(help="who compares, such as reward:vader or openai:MODEL")] = None,
-    judge_settings: Annotated[str | None, typer.Option(help="YAML file of the judge's settings")] = None,
-    difficulty: Annotated[str | None, typer.Option(help="df_gamed.csv of the hub, for the official LC")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder for annotations, judgements and numbers")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-) -> None:
-    """Win rate and length-controlled win rate, of stored annotations or of two files of outputs."""
-    from mallowspo.evaluation import winrate as stage
-
-    if annotations and not (outputs or against or judge):
-        found = stage.of_annotations(annotations, difficulty)
-    elif outputs and against and judge and not annotations:
-        found = stage.of_outputs(outputs, against, judge, _judge_settings(judge_settings), out, difficulty)
-    else:
-        raise InputError("winrate: give --annotations, or all of --outputs, --against and --judge")
-    typer.echo(json.dumps(stage.printed(found), indent=2) if as_json else stage.told(found))
+app.command()(commands.winrate)
 
 
 @app.command()
 def judge(
-    name: Annotated[str, typer.Option("--judge", help="the judge, such as logprob:path:FOLDER")],
-    labels: Annotated[str, typer.Option(help="JSONL or .gz of input, output_1, output_2 and label (1 or 2)")],
+    experiment: Annotated[str | None, typer.Argument(help="an experiment whose evaluation has judge_labels")] = None,
+    name: Annotated[str | None, typer.Option("--judge", help="or a judge, such as logprob:path:FOLDER")] = None,
+    labels: Annotated[str | None, typer.Option(help="and JSONL of input, output_1, output_2, label (1 or 2)")] = None,
     judge_settings: Annotated[str | None, typer.Option(help="YAML file of the judge's settings")] = None,
     out: Annotated[Path | None, typer.Option(help="folder for judge.json and the judgements")] = None,
     asked_again: Annotated[int, typer.Option(help="pairs asked twice, to see whether the judge repeats itself")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    results: Results = "results",
+    threads: Threads = 0,
 ) -> None:
     """Measure a judge on pairs with human labels: agreement, taste for position and length, flips."""
     from mallowspo.judges import labels as stage
 
-    found = stage.judge_labels(name, labels, _judge_settings(judge_settings), out, asked_again)
+    if experiment and not (name or labels):
+        settings, layout, _ = _open(experiment, results, threads)
+        stage.run(settings.stage_view("judge"), layout)
+        return
+    if experiment or not (name and labels):
+        raise InputError("judge: give an EXPERIMENT, or both --judge and --labels")
+    found = stage.judge_labels(name, labels, commands.judge_settings_of(judge_settings), out, asked_again)
     typer.echo(json.dumps(found, indent=2) if as_json else stage.told(found))
 
 
@@ -449,12 +437,6 @@ def _other_pairs(name: str, settings: Experiment) -> OtherPairsSettings:
     if name not in sets:
         raise InputError(f"'{name}' is no set under evaluation.other_pairs; there are: {', '.join(sets) or 'none'}")
     return sets[name]
-
-
-def _judge_settings(file: str | None) -> Any:
-    from mallowspo.judges.settings import JudgeSettings
-
-    return validate(JudgeSettings, read_yaml(file), file) if file else JudgeSettings()
 
 
 def _workflow(results: str) -> Any:

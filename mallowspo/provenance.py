@@ -26,6 +26,7 @@ STAGE_MODULES = {
     "generate": "mallowspo.evaluation.answers",
     "score": "mallowspo.evaluation.score",
     "alpaca": "mallowspo.evaluation.alpaca",
+    "judge": "mallowspo.judges.labels",
     "lm-eval": "mallowspo.evaluation.lm_eval",
     "compare": "mallowspo.compare",
     "report": "mallowspo.report.page",

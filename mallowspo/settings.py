@@ -460,6 +460,7 @@ STAGE_READS: dict[str, tuple[str, ...]] = {
     "generate": ("model.precision", "tokens", "generation"),
     "score": ("model.precision", "tokens", "reference.tokens_per_batch", "evaluation.judge", "evaluation.kl_answers"),
     "alpaca": ("evaluation.judge", "evaluation.alpaca", "evaluation.comparison.baseline"),
+    "judge": ("evaluation.judge", "evaluation.alpaca.judge", "evaluation.alpaca.settings", "evaluation.judge_labels"),
     "lm-eval": ("model.precision", "evaluation.lm_eval"),
     "compare": (
         *("methods", "seeds", "training.keep", "generation.temperature", "evaluation.comparison", "evaluation.lm_eval"),

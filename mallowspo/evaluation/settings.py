@@ -91,6 +91,11 @@ class EvaluationSettings(Section):
 
     judge: str = Field(description="the reward: scores every answer; also AlpacaEval's judge unless alpaca.judge is")
     alpaca: AlpacaSettings = AlpacaSettings()
+    judge_labels: str | None = Field(
+        default=None,
+        description="pairs with human labels (JSON, JSONL or .gz of input, output_1, output_2, label 1 or 2), on which "
+        "the judge of the win rates is measured",
+    )
     kl_answers: int = Field(default=1, ge=1, description="answers to each prompt behind the KL estimate")
     temperatures: list[float] = Field(
         default=[], description="sample and reward answers at these too, besides generation.temperature"

@@ -1,4 +1,4 @@
-"""A judge against people: `mallowspo judge --judge NAME --labels FILE`."""
+"""A judge against people: `mallowspo judge --judge NAME --labels FILE`, and the stage "judge" of an experiment."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +9,26 @@ from mallowspo.evaluation.outputs import read_rows
 from mallowspo.files import write_json
 from mallowspo.judges.judge import Judge, Question, judge_digest
 from mallowspo.judges.judgements import Asking, ask_all
-from mallowspo.judges.measure import Both, agreement, consistency, measure, pairs_of
+from mallowspo.judges.measure import DETERMINISTIC, Both, agreement, consistency, measure, pairs_of
 from mallowspo.judges.open import open_judge
 from mallowspo.judges.settings import JudgeSettings
+from mallowspo.layout import Layout
+
+
+def run(view: Any, layout: Layout) -> None:
+    """Stage "judge": the judge of an experiment's win rates on its labels; writes judge.json and the judgements.
+
+    Args:
+        view: of .evaluation: .judge, .alpaca.judge, .alpaca.settings, .judge_labels.
+
+    Raises:
+        InputError: no labels are named, or see `judge_labels`.
+    """
+    evaluation = view.evaluation
+    if not evaluation.judge_labels:
+        raise InputError("evaluation.judge_labels names no file of pairs with human labels")
+    name, out = evaluation.alpaca.judge or evaluation.judge, layout.judge_measured.parent
+    judge_labels(name, evaluation.judge_labels, evaluation.alpaca.settings, out)
 
 
 def judge_labels(
@@ -81,7 +98,7 @@ def _self_consistency(
     judge: Judge, pairs: Sequence[Both], folder: Path | None, settings: JudgeSettings
 ) -> dict[str, Any]:
     if judge.deterministic:
-        return {"value": 1.0, "low": None, "high": None, "n": 0, "note": "deterministic"}
+        return DETERMINISTIC
     again = ask_all(judge, [Asking(pair.question, repeat=1) for pair in pairs], folder, settings)
     return consistency([pair.given for pair in pairs], [again[Asking(pair.question, repeat=1)] for pair in pairs])
 

@@ -99,6 +99,7 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
         equal_kl_words={table.name: kl_tables.equal_kl_words(results, along) for along, table in equal_kl.items()},
         judged=judged,
         judge_words=judge_table.judge_words(layout, runs),
+        label_words=judge_table.label_words(layout, runs),
         measured=[measured_judge.judge_sentences(name, layout) for name in _judges(view.evaluation)],
         made_by=f"mallowspo report {layout.experiment}",
         size=_size(results),

@@ -224,7 +224,9 @@ def test_killed_in_every_phase_it_goes_on_and_judges_nothing_twice(
     parts = ("alpaca", "lm", "pairs", "kl")
     undisturbed = suite.run(request(place, tmp_path / "undisturbed", *parts, **changes))
     expected = dict(endpoint.asked)
-    assert set(expected.values()) == {1} and len(expected) >= 10
+    # One pair in twenty is shown again, to see whether the judge agrees with itself: here one.
+    assert sorted(expected.values())[-2:] == [1, 2] and len(expected) >= 10
+    asked_in_all = sum(expected.values())
     endpoint.asked.clear()
     endpoint.answered.clear()
 
@@ -247,9 +249,9 @@ def test_killed_in_every_phase_it_goes_on_and_judges_nothing_twice(
     found = suite.run(asked)
     assert found.equals(undisturbed)
     rows = read_jsonl(judged()[0])
-    assert len({row["key"] for row in rows}) == len(rows) == len(expected)
+    assert len({row["key"] for row in rows}) == len(rows) == asked_in_all
     # What was under way at the kill, one request, may be asked again; everything else once.
-    assert set(endpoint.asked) == set(expected) and sum(endpoint.asked.values()) <= len(expected) + 1
+    assert set(endpoint.asked) == set(expected) and sum(endpoint.asked.values()) <= asked_in_all + 1
     one, other = (read_json(folder / "results.json") for folder in (out, tmp_path / "undisturbed"))
     assert one["results"] == other["results"] and one["models"] == other["models"]
 

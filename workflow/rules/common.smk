@@ -144,6 +144,16 @@ def models_of_the_judges(wildcards):
     return models_of(evaluation.judge, evaluation.alpaca.judge)
 
 
+def labels_of_people(wildcards):
+    """Pairs on which the judge of the win rates is measured, if the experiment names any."""
+    labels = EXPERIMENTS[wildcards.experiment].evaluation.judge_labels
+    return [labels] if labels else []
+
+
+def judge_on_labels(wildcards):
+    return [layout(wildcards.experiment).judge_measured] if labels_of_people(wildcards) else []
+
+
 def model_of_the_sampled_pairs(wildcards):
     return models_of(EXPERIMENTS[wildcards.experiment].pairs.on_policy.judge)
 

@@ -116,6 +116,29 @@ rule alpaca:
         " > {log:q} 2>&1"
 
 
+# The judge behind the win rates, on pairs that people have labelled.
+rule judge:
+    input:
+        judges=models_of_the_judges,
+        labels=labels_of_people,
+    output:
+        measured=PATH.judge_measured,
+    log:
+        PATH.log("judge"),
+    benchmark:
+        PATH.benchmark("judge")
+    threads: threads_beside(1)
+    resources:
+        mem_mb=memory_of,
+        runtime=minutes_of,
+        gpu=if_a_judge_is_asked(gpus_of, 0),
+    params:
+        call=call,
+        depends=stage("judge"),
+    shell:
+        "mallowspo judge {params.call:q} --threads {threads} > {log:q} 2>&1"
+
+
 rule lm_eval:
     input:
         policy=policy_folder,
