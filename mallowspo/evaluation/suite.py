@@ -200,7 +200,7 @@ def _on_labels(request: Request, phases: Phases, judge: Judge, settings: JudgeSe
     depends["code"] = code_digest("judge")
 
     def work() -> None:
-        judge_labels(judge.name, labels, settings, folder)
+        judge_labels(judge, labels, settings, folder)
 
     phases.do("labels", depends, [folder / "judge.json"], work)
     found = read_json(folder / "judge.json")

@@ -32,11 +32,12 @@ def run(view: Any, layout: Layout) -> None:
 
 
 def judge_labels(
-    name: str, labels: str, settings: JudgeSettings, out: Path | None = None, asked_again: int = 100
+    name: str | Judge, labels: str, settings: JudgeSettings, out: Path | None = None, asked_again: int = 100
 ) -> dict[str, Any]:
     """Measure a judge on pairs with human labels; with `out`, judge.json and the judgements are kept there.
 
     Args:
+        name: of the judge, or the judge where it is open already: its model may be large.
         labels: rows of input, output_1, output_2 and label (1 or 2, the better output), and subset if there are parts.
         asked_again: so many pairs are asked a second time, to see whether the judge agrees with itself; a judge that
             is deterministic is not asked again.
@@ -48,13 +49,13 @@ def judge_labels(
     for number, row in enumerate(rows):
         if row["label"] not in (1, 2):
             raise InputError(f"{labels}: row {number}: label {row['label']!r} is neither 1 nor 2")
-    judge = open_judge(name, settings)
+    judge = open_judge(name, settings) if isinstance(name, str) else name
     folder = out and out / "judgements"
     questions = [Question(row["input"], row["output_1"], row["output_2"]) for row in rows]
     askings = [asking for pair in questions for asking in (Asking(pair), Asking(pair.swapped))]
     pairs = pairs_of(questions, ask_all(judge, askings, folder, settings))
     found = {
-        "judge": name,
+        "judge": judge.name,
         "judge_digest": judge_digest(judge),
         "labels": Path(labels).name,
         "agreement": agreement(pairs, [row["label"] for row in rows]),

@@ -151,6 +151,24 @@ def test_published_outputs_and_a_model_against_itself(place: Path, tmp_path: Pat
     assert found.loc["win rate against other, %", "n"] == 8
 
 
+def test_the_judge_is_measured_on_labels(place: Path, tmp_path: Path) -> None:
+    labels = [{"input": f"i{n}", "output_1": "aaa", "output_2": "bbb", "label": 1 + (n == 0)} for n in range(4)]
+    write_jsonl(tmp_path / "labels.jsonl", labels)
+    asked = request(
+        place, tmp_path / "out", "alpaca", reference=place / "my_reference", labels=str(tmp_path / "labels.jsonl")
+    )
+    rows = suite.run(asked).set_index("measure")
+    people = rows.loc["judge agrees with people"]
+    assert (people["value"], people["n"], people["note"]) == (0.75, 4, "labels.jsonl")
+    assert people["ci_low"] < 0.75 < people["ci_high"]
+    assert (rows.loc["judge agrees with itself", "value"], rows.loc["judge agrees with itself", "note"]) == (
+        1.0,
+        "deterministic",
+    )
+    again = suite.run(asked).set_index("measure")
+    assert again.equals(rows) and read_json(tmp_path / "out/phases/labels.json")["depends_on"]["labels"]
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
