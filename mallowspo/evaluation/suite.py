@@ -185,7 +185,7 @@ def _alpaca(
 
     def work() -> None:
         found: Compared = compare(ours, theirs, judge, settings, request.out / "judgements", request.difficulty)
-        write_json(folder / "judge.json", {**provenance(judge, settings), **found.beside_the_judge()})
+        write_json(folder / "judge.json", {**found.beside_the_judge(), **provenance(judge, settings)})
         write_json(folder / "winrate.json", {"generator": ours.name, "against": theirs.name, **found.summary()})
 
     phases.do("alpaca", depends, [folder / "winrate.json", folder / "judge.json"], work)
@@ -213,7 +213,7 @@ def _alpaca_rows(judged: dict[str, Any], against: str) -> list[dict[str, Any]]:
     for name, title in zip(LENGTH_CONTROLLED, ("LC", "LC (approx.)"), strict=True):
         if judged[name] is not None:
             rows.append(_row("alpaca", f"{title} against {against}, %", judged[name], None, judged["n_total"]))
-    rows[0]["note"] = f"judge {judged['judge']}, {judged['orders']} orders"
+    rows[0]["note"] = f"judge {judged['judge']}, {'both orders' if judged['orders'] == 'both' else 'one order'}"
     titles = {"prefer_first": "judge prefers what is shown first", "flips": "judge flips"}
     titles |= {"length_slope": "judge's length slope", "self_consistency": "judge agrees with itself"}
     rows += [_rate(title, judged[name]) for name, title in titles.items() if judged[name]["value"] is not None]

@@ -149,6 +149,7 @@ def test_published_outputs_and_a_model_against_itself(place: Path, tmp_path: Pat
     found = suite.run(asked).set_index("measure")
     assert found.loc["win rate against other, %", "value"] == 50
     assert found.loc["win rate against other, %", "n"] == 8
+    assert found.loc["win rate against other, %", "note"] == "judge reward:vowels, both orders"
 
 
 def test_the_judge_is_measured_on_labels(place: Path, tmp_path: Path) -> None:
