@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mallowspo import method_commands
 from mallowspo.bench.commands import app as bench
 from mallowspo.between import commands as between
 from mallowspo.chains import located
@@ -32,7 +33,6 @@ from mallowspo.experiments import (
 )
 from mallowspo.files import write_json, write_text
 from mallowspo.layout import REFERENCE, Layout
-from mallowspo.methods import METHODS
 from mallowspo.model_files import trust_fetched
 from mallowspo.new.command import new
 from mallowspo.plan.command import plan
@@ -363,19 +363,7 @@ app.command("reward-model")(studies.reward_model)
 app.command()(studies.study)
 
 
-@app.command()
-def methods(as_json: Annotated[bool, typer.Option("--json", help="print a JSON list")] = False) -> None:
-    """Print the table of methods: name, formula, needs, source."""
-    rows = [
-        {"name": name, "formula": row.formula, "needs": list(row.needs), "source": row.source}
-        for name, row in METHODS.items()
-    ]
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        typer.echo(f"{row['name']}\n    loss    {row['formula']}\n    needs   {', '.join(row['needs'])}")
-        typer.echo(f"    source  {row['source']}")
+app.command()(method_commands.methods)
 
 
 @app.command()
@@ -421,17 +409,7 @@ app.command(epilog=commands.EXAMPLE)(commands.evaluate)
 app.command("lm-compare")(commands.lm_compare)
 
 
-@app.command("method-figures")
-def method_figures(
-    folder: Annotated[Path, typer.Option(help="where the SVG files go")] = Path("docs/images"),
-) -> None:
-    """Draw the figures of docs/method.md: links, the jump at 0 and its smoothings, weight against entropy."""
-    from mallowspo.method_figures import run
-
-    for path in run(folder):
-        typer.echo(path)
-
-
+app.command("method-figures")(method_commands.method_figures)
 app.command()(plan)
 
 
