@@ -14,7 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
+from mallowspo import method_commands
 from mallowspo.bench.commands import app as bench
+from mallowspo.between import commands as between
 from mallowspo.chains import located
 from mallowspo.errors import InputError
 from mallowspo.evaluation import commands
@@ -30,8 +32,8 @@ from mallowspo.experiments import (
 )
 from mallowspo.files import write_json, write_text
 from mallowspo.layout import REFERENCE, Layout
-from mallowspo.methods import METHODS
 from mallowspo.model_files import trust_fetched
+from mallowspo.new.command import new
 from mallowspo.plan.command import plan
 from mallowspo.plan.requests import Requests
 from mallowspo.policies import Policy
@@ -40,6 +42,7 @@ from mallowspo.settings import ComputeSettings, Experiment
 from mallowspo.shard import Shard
 from mallowspo.studies import commands as studies
 from mallowspo.studies.settings import Study
+from mallowspo.ui_links import ui_links
 from mallowspo.visible import one_line
 
 
@@ -109,6 +112,9 @@ def _policy(name: str, settings: Experiment, layout: Layout, model_folder: Path,
         return policy, layout.kept(policy.label, seed) / f"{policy.training:g}"
     _known(policy.label, settings, REFERENCE)
     return policy, model_folder if policy.label == REFERENCE else layout.run(policy.label, seed) / "model"
+
+
+app.command()(new)
 
 
 @app.command()
@@ -257,6 +263,8 @@ def score(
     results: Results = "results",
     threads: Threads = 0,
     pairs: Annotated[str | None, typer.Option(help="a set of evaluation.other_pairs: its pairs alone")] = None,
+    second_judge: Annotated[bool, typer.Option("--second-judge", help="its rewards alone")] = False,
+    signals: Annotated[bool, typer.Option("--signals", help="each held-out pair's own beta alone")] = False,
 ) -> None:
     """Reward and KL to the reference of each answer; implicit reward of each held-out pair."""
     settings, layout, folder = _open(experiment, results, threads)
@@ -265,6 +273,11 @@ def score(
     if pairs:
         _other_pairs(pairs, settings)
         _stage("score").run_pairs(view, layout.other_pairs(pairs), policy_folder, method, seed, device)
+    elif second_judge:
+        _stage("second-score").run(settings.stage_view("second-score"), layout, method, seed)
+    elif signals:
+        _known(method, settings)
+        _stage("signals").run(view, settings.methods[method], layout, folder, policy_folder, method, seed, device)
     else:
         _stage("score").run(view, layout, folder, policy_folder, method, seed, device)
 
@@ -299,11 +312,7 @@ def lm_eval(
     _stage("lm-eval").run(view, layout, policy, method, seed, settings.compute.device, shard=part)
 
 
-@app.command()
-def compare(experiment: ExperimentName, results: Results = "results") -> None:
-    """Estimates with intervals, and tests of the differences to the baseline and the reference."""
-    settings, layout, _ = _open(experiment, results)
-    _stage("compare").run(settings.stage_view("compare"), layout)
+app.command()(between.compare)
 
 
 @app.command()
@@ -331,6 +340,9 @@ def track(
         _stage("track").run(settings.stage_view("track"), layout, uri)
 
 
+app.command("ui-links")(ui_links)
+
+
 @app.command()
 def server(
     results: Results = "results",
@@ -350,19 +362,7 @@ app.command("reward-model")(studies.reward_model)
 app.command()(studies.study)
 
 
-@app.command()
-def methods(as_json: Annotated[bool, typer.Option("--json", help="print a JSON list")] = False) -> None:
-    """Print the table of methods: name, formula, needs, source."""
-    rows = [
-        {"name": name, "formula": row.formula, "needs": list(row.needs), "source": row.source}
-        for name, row in METHODS.items()
-    ]
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        typer.echo(f"{row['name']}\n    loss    {row['formula']}\n    needs   {', '.join(row['needs'])}")
-        typer.echo(f"    source  {row['source']}")
+app.command()(method_commands.methods)
 
 
 app.command()(commands.winrate)
@@ -397,17 +397,7 @@ app.command(epilog=commands.EXAMPLE)(commands.evaluate)
 app.command("lm-compare")(commands.lm_compare)
 
 
-@app.command("method-figures")
-def method_figures(
-    folder: Annotated[Path, typer.Option(help="where the SVG files go")] = Path("docs/images"),
-) -> None:
-    """Draw the figures of docs/method.md: links, the jump at 0 and its smoothings, weight against entropy."""
-    from mallowspo.method_figures import run
-
-    for path in run(folder):
-        typer.echo(path)
-
-
+app.command("method-figures")(method_commands.method_figures)
 app.command()(plan)
 
 
