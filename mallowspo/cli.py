@@ -16,6 +16,7 @@ import typer
 
 from mallowspo.bench.commands import app as bench
 from mallowspo.chains import located
+from mallowspo.data_files import fetch_data
 from mallowspo.errors import InputError
 from mallowspo.evaluation import commands
 from mallowspo.evaluation.settings import OtherPairsSettings
@@ -121,6 +122,9 @@ def model(experiment: ExperimentName, results: Results = "results") -> None:
     chosen = settings.stage_view("model").model
     folder = Layout(results, experiment_file(experiment).stem).model(settings.model.key)
     _stage("model").fetch(located(chosen.source, results), chosen.sha256, folder, bool(chosen.trust_remote_code))
+
+
+app.command("fetch-data")(fetch_data)
 
 
 @app.command()

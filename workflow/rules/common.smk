@@ -3,6 +3,7 @@ import re
 import sys
 
 from mallowspo.chains import folder_of, load_all
+from mallowspo.data_files import FOLDER as DATA, known_files
 from mallowspo.errors import InputError
 from mallowspo.judges.names import model_of
 from mallowspo.layout import REFERENCE, Layout
@@ -18,8 +19,9 @@ from mallowspo.tracking import hide_credentials
 
 try:
     WORKFLOW = load_workflow(config)
-    # Those that are asked for, and those whose policies they begin from.
-    FILES, EXPERIMENTS = load_all(WORKFLOW.experiments)
+    # Those that are asked for, those whose policies they begin from, and those whose reward models judge them.
+    FILES, EXPERIMENTS = load_all(WORKFLOW.experiments, WORKFLOW.results)
+    DATA_FILES = known_files()
     ASKED = [experiment_file(name).stem for name in WORKFLOW.experiments]
 except InputError as error:
     sys.exit(f"mallowspo: {error}")
@@ -54,6 +56,7 @@ wildcard_constraints:
     pair_set=one_of(sorted({name for item in COMPARISONS for name in EXPERIMENTS[item].evaluation.other_pairs})),
     shard="[0-9]+",
     shards="[0-9]+",
+    data_file=one_of(DATA_FILES),
 
 
 def layout(name):
