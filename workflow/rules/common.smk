@@ -209,8 +209,14 @@ def pair_sources(wildcards):
     """Files that pairs are read from: answers of our own, a local file, or none for the hub."""
     kind, _, place = EXPERIMENTS[wildcards.experiment].pairs.source.partition(":")
     if kind == "on_policy":
-        return [place, *(layout(wildcards.experiment).answers(split) for split in ("train", "test"))]
+        return [*prompt_source(wildcards), *(layout(wildcards.experiment).answers(split) for split in ("train", "test"))]
     return [place] if kind == "path" else []
+
+
+def prompt_source(wildcards):
+    """The file of the prompts that on-policy answers are sampled to, or none for the hub."""
+    place = EXPERIMENTS[wildcards.experiment].pairs.source.removeprefix("on_policy:")
+    return [] if place.startswith("hub:") else [place]
 
 
 def other_pair_source(wildcards):

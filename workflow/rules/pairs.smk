@@ -52,7 +52,7 @@ rule sample:
     input:
         model=model_folder,
         judge=model_of_the_sampled_pairs,
-        prompts=lambda wildcards: EXPERIMENTS[wildcards.experiment].pairs.source.removeprefix("on_policy:"),
+        prompts=prompt_source,
     output:
         answers=PATH.answers("{split}"),
     log:
