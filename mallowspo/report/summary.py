@@ -158,10 +158,10 @@ def _p(value: float) -> str:
 def _left_out(results: Results) -> list[str]:
     """Sets of pairs that the experiment names and that were not there."""
     absent = results.view.evaluation.left_out
+    if not absent:
+        return []
     named = ", ".join(f"{name} ({source})" for name, source in absent.items())
-    return (
-        [f"Left out, for their file was not there: {plural(len(absent), 'set')} of pairs, {named}."] if absent else []
-    )
+    return [f"Left out, for its file was not there: {plural(len(absent), 'set')} of pairs, {named}."]
 
 
 def _seed_caution(results: Results) -> list[str]:

@@ -160,7 +160,7 @@ def test_a_set_that_was_left_out_is_told(made):
     absent = {"left_out": {"forum": "path:data/forum.jsonl"}}
     results.view.evaluation = results.view.evaluation.model_copy(update=absent)
     assert summary.cautions(results)[0] == (
-        "Left out, for their file was not there: 1 set of pairs, forum (path:data/forum.jsonl)."
+        "Left out, for its file was not there: 1 set of pairs, forum (path:data/forum.jsonl)."
     )
 
 
