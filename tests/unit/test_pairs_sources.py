@@ -243,5 +243,5 @@ def test_prompts_of_the_hub_need_a_revision():
 
 def test_the_instructions_that_come_with_the_project():
     table = read_prompts(prompts_settings(PROMPTS_FILE.with_name("instructions.jsonl"), split={"column": "split"}))
-    assert table["split"].value_counts().to_dict() == {"train": 107, "test": 53}
+    assert table["split"].value_counts().to_dict() == {"train": 107, "test": 105}
     assert table["prompt"].str.strip().eq(table["prompt"]).all() and table["prompt"].str.len().max() < 120
