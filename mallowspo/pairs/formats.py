@@ -3,8 +3,6 @@
 Known formats: HH dialogues (chosen, rejected), standard (prompt, chosen, rejected), conversational (the same as lists
 of messages), the last two without a prompt column, where the prompt is what both sides share (as in TRL), and votes of
 several people (prompt, a, b, votes_a, votes_b), where the side with more votes is chosen.
-Two data sets have names of their own: SHP (history, human_ref_A, human_ref_B, labels) and stack-exchange-paired
-(question, response_j, response_k, of which j is better).
 """
 
 import math
@@ -21,9 +19,6 @@ from mallowspo.pairs.dialogues import (
     split_last_turn,
     to_messages,
 )
-
-#: SHP's authors and DPO's code keep pairs whose better side has at least so many times the votes of the other.
-SHP_RATIO = 2.0
 
 #: Names under which data sets keep the prompt (SHP: history), in the order in which they are looked for.
 PROMPT_COLUMNS = ("prompt", "history", "instruction")
@@ -79,8 +74,8 @@ def recognise(values: dict[str, Any], template: str) -> Candidate:
         UnusableRow: a side or the prompt is missing, empty or not text, the sides are equal, the prompts differ, or
             the votes are tied, sum to 0, or are no numbers.
     """
-    if "chosen" not in values:
-        values = _renamed(values)
+    if "votes_a" in values and "chosen" not in values:
+        values = _by_votes(values)
     chosen, rejected = (_present(values, side) for side in ("chosen", "rejected"))
     if isinstance(chosen, str) and isinstance(rejected, str):
         prompt, messages, chosen, rejected = _from_texts(values, chosen, rejected, template)
@@ -116,43 +111,6 @@ def prompt_of(value: Any, template: str) -> tuple[str, list[Message]]:
     if is_dialogue(value):
         return value, to_messages(value)
     return value, [{"role": "user", "content": value}]
-
-
-def _renamed(values: dict[str, Any]) -> dict[str, Any]:
-    """The row with sides named chosen and rejected, where it has other names for them that are known."""
-    if "votes_a" in values:
-        return _by_votes(values)
-    if {"human_ref_A", "human_ref_B"} <= set(values):
-        return _by_label(values)
-    if {"question", "response_j", "response_k"} <= set(values):
-        return _as_turns(values, "question", "response_j", "response_k")
-    return values
-
-
-def _by_label(values: dict[str, Any]) -> dict[str, Any]:
-    """A row of SHP: labels is 1 where human_ref_A has more votes, 0 where B has."""
-    label, ratio = _present(values, "labels"), values.get("score_ratio")
-    if label not in (0, 1):
-        raise UnusableRow(FORMAT, f"labels is {label!r}; expected 1 (human_ref_A is better) or 0")
-    if isinstance(ratio, int | float) and ratio < SHP_RATIO:
-        raise UnusableRow(NO_PREFERENCE, f"score_ratio is {ratio:g}, below {SHP_RATIO:g}")
-    better, worse = ("human_ref_A", "human_ref_B") if label == 1 else ("human_ref_B", "human_ref_A")
-    return _as_turns(values, "history", better, worse)
-
-
-def _as_turns(values: dict[str, Any], prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
-    """As messages, so that template plain writes a post and an answer to it as turns of a dialogue."""
-    kept = {name: value for name, value in values.items() if name not in (prompt, chosen, rejected)}
-    for name, column, role in (
-        ("prompt", prompt, "user"),
-        ("chosen", chosen, "assistant"),
-        ("rejected", rejected, "assistant"),
-    ):
-        text = _present(values, column)
-        if not isinstance(text, str):
-            raise UnusableRow(FORMAT, f"{column} is {_kind(text)}, not text")
-        kept[name] = [{"role": role, "content": text}]
-    return kept
 
 
 def _by_votes(values: dict[str, Any]) -> dict[str, Any]:

@@ -198,37 +198,3 @@ def test_votes_that_say_nothing_are_told_apart(changes, kind, says):
     with pytest.raises(UnusableRow, match=says.replace(".", r"\.")) as caught:
         recognise(row, "plain")
     assert caught.value.kind == kind
-
-
-SHP = {"history": "why?", "human_ref_A": "so", "human_ref_B": "no", "score_ratio": 2.5, "domain": "d"}
-
-
-@pytest.mark.parametrize(("label", "sides"), [(1, ("so", "no")), (0, ("no", "so"))])
-def test_shp_says_by_its_label_which_comment_is_better(label, sides):
-    pair = recognise({**SHP, "labels": label}, "chat")
-    assert (pair.prompt, pair.chosen, pair.rejected) == ("why?", *sides)
-    assert pair.meta["domain"] == "d" and "human_ref_A" not in pair.meta
-    plain = recognise({**SHP, "labels": label}, "plain")
-    assert (plain.prompt, plain.chosen) == ("\n\nHuman: why?\n\nAssistant:", " " + sides[0])
-
-
-def test_stack_exchange_paired_has_the_better_answer_first():
-    row = {"question": "why?", "response_j": "so", "response_k": "no", "qid": 3}
-    pair = recognise(row, "chat")
-    assert (pair.prompt, pair.chosen, pair.rejected, pair.meta["qid"]) == ("why?", "so", "no", 3)
-
-
-@pytest.mark.parametrize(
-    ("change", "kind", "says"),
-    [
-        ({"labels": 2}, FORMAT, "labels is 2; expected 1"),
-        ({"labels": None}, EMPTY, "labels is missing"),
-        ({"labels": 1, "score_ratio": 1.9}, NO_PREFERENCE, "score_ratio is 1.9, below 2"),
-        ({"labels": 1, "human_ref_B": 4}, FORMAT, "human_ref_B is a value of type int, not text"),
-        ({"labels": 1, "human_ref_A": None}, EMPTY, "human_ref_A is missing"),
-    ],
-)
-def test_shp_rows_that_give_no_pair(change, kind, says):
-    with pytest.raises(UnusableRow, match=says) as caught:
-        recognise({**SHP, **change}, "chat")
-    assert caught.value.kind == kind
