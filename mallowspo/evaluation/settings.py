@@ -106,12 +106,12 @@ class EvaluationSettings(Section):
     temperatures: list[float] = Field(
         default=[], description="sample and reward answers at these too, besides generation.temperature"
     )
-    other_pairs: dict[str, OtherPairsSettings] = Field(
-        default={}, description="further sets of pairs by name: implicit accuracy, margin and calibration on each"
-    )
     left_out: dict[str, str] = Field(
         default={},
         description="sets of other_pairs whose file is absent, with their sources: filled in when settings are read",
+    )
+    other_pairs: dict[str, OtherPairsSettings] = Field(
+        default={}, description="further sets of pairs by name: implicit accuracy, margin and calibration on each"
     )
     lm_eval: LmEvalSettings | None = None
     comparison: ComparisonSettings = ComparisonSettings()
