@@ -14,7 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
+from mallowspo import settings_commands
 from mallowspo.bench.commands import app as bench
+from mallowspo.between import commands as between
 from mallowspo.chains import located
 from mallowspo.data_files import fetch_data
 from mallowspo.errors import InputError
@@ -27,13 +29,13 @@ from mallowspo.experiments import (
     load_experiment,
     load_workflow,
     read_yaml,
-    settings_schema,
     validate,
 )
 from mallowspo.files import write_json, write_text
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.methods import METHODS
 from mallowspo.model_files import trust_fetched
+from mallowspo.new.command import new
 from mallowspo.plan.command import plan
 from mallowspo.plan.requests import Requests
 from mallowspo.policies import Policy
@@ -42,6 +44,7 @@ from mallowspo.settings import ComputeSettings, Experiment
 from mallowspo.shard import Shard
 from mallowspo.studies import commands as studies
 from mallowspo.studies.settings import Study
+from mallowspo.ui_links import ui_links
 from mallowspo.visible import one_line
 
 
@@ -111,6 +114,9 @@ def _policy(name: str, settings: Experiment, layout: Layout, model_folder: Path,
         return policy, layout.kept(policy.label, seed) / f"{policy.training:g}"
     _known(policy.label, settings, REFERENCE)
     return policy, model_folder if policy.label == REFERENCE else layout.run(policy.label, seed) / "model"
+
+
+app.command()(new)
 
 
 @app.command()
@@ -262,6 +268,8 @@ def score(
     results: Results = "results",
     threads: Threads = 0,
     pairs: Annotated[str | None, typer.Option(help="a set of evaluation.other_pairs: its pairs alone")] = None,
+    second_judge: Annotated[bool, typer.Option("--second-judge", help="its rewards alone")] = False,
+    signals: Annotated[bool, typer.Option("--signals", help="each held-out pair's own beta alone")] = False,
 ) -> None:
     """Reward and KL to the reference of each answer; implicit reward of each held-out pair."""
     settings, layout, folder = _open(experiment, results, threads)
@@ -270,6 +278,11 @@ def score(
     if pairs:
         _other_pairs(pairs, settings)
         _stage("score").run_pairs(view, layout.other_pairs(pairs), policy_folder, method, seed, device)
+    elif second_judge:
+        _stage("second-score").run(settings.stage_view("second-score"), layout, method, seed)
+    elif signals:
+        _known(method, settings)
+        _stage("signals").run(view, settings.methods[method], layout, folder, policy_folder, method, seed, device)
     else:
         _stage("score").run(view, layout, folder, policy_folder, method, seed, device)
 
@@ -304,11 +317,7 @@ def lm_eval(
     _stage("lm-eval").run(view, layout, policy, method, seed, settings.compute.device, shard=part)
 
 
-@app.command()
-def compare(experiment: ExperimentName, results: Results = "results") -> None:
-    """Estimates with intervals, and tests of the differences to the baseline and the reference."""
-    settings, layout, _ = _open(experiment, results)
-    _stage("compare").run(settings.stage_view("compare"), layout)
+app.command()(between.compare)
 
 
 @app.command()
@@ -334,6 +343,9 @@ def track(
         _stage("track").track_study(layout, uri)
     else:
         _stage("track").run(settings.stage_view("track"), layout, uri)
+
+
+app.command("ui-links")(ui_links)
 
 
 @app.command()
@@ -427,18 +439,8 @@ def method_figures(
 app.command()(plan)
 
 
-@app.command()
-def settings(experiment: ExperimentName) -> None:
-    """Check an experiment's file and print it with every default written out."""
-    typer.echo(dump_settings(load_experiment(experiment)), nl=False)
-
-
-@app.command()
-def schema() -> None:
-    """Print the JSON schema of an experiment's file (workflow/schemas/settings.schema.json)."""
-    typer.echo(json.dumps(settings_schema(), indent=2))
-
-
+app.command()(settings_commands.settings)
+app.command()(settings_commands.schema)
 app.add_typer(bench, name="bench")
 
 

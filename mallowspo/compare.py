@@ -1,8 +1,11 @@
 """Stage "compare": every method against the baseline and against the reference, on the same prompts.
 
 Reads the scores of all runs and the dispersion of the test pairs; writes estimates.parquet, comparison.parquet,
-interaction.parquet, accuracy_by_group.parquet, frontier.parquet (`mallowspo.evaluation.frontier`) and variants.parquet
-(`mallowspo.compare_variants`). Values are joined by id (`mallowspo.compare_values`).
+interaction.parquet, accuracy_by_group.parquet; frontier.parquet (`mallowspo.evaluation.frontier`), variants.parquet
+(`mallowspo.compare_variants`), second_opinion.parquet (`mallowspo.compare_judges`), factorial.parquet
+(`mallowspo.compare_factorial`), tuning.parquet and selection.parquet (`mallowspo.compare_selection`), and
+signals.parquet (`mallowspo.compare_signals`), which have no rows where the settings do not ask for them. Values are
+joined by id (`mallowspo.compare_values`).
 
 By definition of what is measured against the reference, the reference's own win rate is 0.5, its implicit accuracy 0.5
 and its margin 0, so these three are compared with that constant; so is a win rate against the baseline. A win rate
@@ -26,6 +29,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mallowspo.compare_by_dispersion import prompt_dispersion, slope_row
+from mallowspo.compare_factorial import factorial_table
+from mallowspo.compare_judges import second_opinion_table
+from mallowspo.compare_selection import selection_tables
+from mallowspo.compare_signals import signals_table
+from mallowspo.compare_standards import BY_DEFINITION, SHARES, bounded, runs_of, standard_of
 from mallowspo.compare_values import Values, read_values
 from mallowspo.compare_variants import along_trainings, variants_table
 from mallowspo.evaluation.degeneration import SIGNS
@@ -48,12 +56,6 @@ from mallowspo.inference import (
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.metric_names import bare, is_benchmark, is_on_other_pairs, is_outcome, is_part, opponent
 
-#: What the reference gets, by definition, where it is itself the standard of comparison.
-BY_DEFINITION = {"win_rate": 0.5, "accuracy": 0.5, "margin": 0.0}
-
-#: Metrics that lie between 0 and 1; a benchmark is one of them where all its values do.
-SHARES = ("win_rate", "accuracy", "complete", CHOSEN_FELL, *SIGNS)
-
 #: Estimated with intervals, and not tested: further views of what the tested descriptions say.
 NOT_TESTED = (K3, K3_BY_TOKEN, *CHANGES, CHOSEN_FELL, *SIGNS)
 
@@ -64,11 +66,12 @@ Array = NDArray[np.float64]
 
 
 def run(view: Any, layout: Layout) -> None:
-    """Write estimates, comparison, interaction, accuracy_by_group, frontier and variants, each a .parquet.
+    """Write the tables that the module's docstring names.
 
     Args:
         view: .methods (label -> settings), .seeds, .generation.temperature, .training.keep; of .evaluation:
-            .comparison, .lm_eval, .alpaca.against, .other_pairs, .temperatures.
+            .comparison, .second_judge, .factorial, .selection, .signals, .lm_eval, .alpaca.against, .other_pairs,
+            .temperatures.
         layout: of the experiment.
 
     Raises:
@@ -92,18 +95,22 @@ def run(view: Any, layout: Layout) -> None:
     write_parquet(layout.interaction, _together(by_dispersion))
     write_parquet(layout.accuracy_by_group, of_experiment(view, layout))
     write_parquet(layout.variants, variants_table(view, layout))
+    tuning, selected = selection_tables(view, layout, values, resampling)
+    write_parquet(layout.tuning, tuning)
+    write_parquet(layout.selection, selected)
+    write_parquet(layout.signals, signals_table(view, layout, resampling))
+    write_parquet(layout.second_opinion, second_opinion_table(values, methods, resampling))
+    write_parquet(layout.factorial, factorial_table(tested, view.evaluation.factorial, methods, resampling))
 
 
 def _estimates(values: Values, methods: list[str], confidence: float) -> pd.DataFrame:
     rows = []
     for metric, by_label in values.items():
-        runs = _runs(by_label, methods)
+        runs = runs_of(by_label, methods)
         for label in [REFERENCE, *methods]:
             if label in by_label:
                 found = estimate(by_label[label], confidence, runs if label != REFERENCE else None)
-                low, high = found.low, found.high
-                if bare(metric) in SHARES:
-                    low, high = max(low, 0.0), min(high, 1.0)
+                low, high = bounded(metric, found.low, found.high)
                 numbers = (found.mean, found.standard_error, low, high, found.n)
                 rows.append((label, metric, *numbers, by_label[label].shape[1], found.covers))
             elif bare(metric) == "win_rate" and opponent(metric) == label:
@@ -119,7 +126,7 @@ def _against(values: Values, methods: list[str], baseline: str, settings: Compar
     resampling: dict[str, Any] = {name: getattr(settings, name) for name in ("confidence", "resamples", "seed")}
     rows = []
     for metric, by_label in values.items():
-        standard, runs = _standard(by_label, metric, baseline), _runs(by_label, methods)
+        standard, runs = standard_of(by_label, metric, baseline), runs_of(by_label, methods)
         if standard is None:
             continue
         margin = _margin(metric, by_label, standard, settings)
@@ -163,30 +170,16 @@ def _slopes(layout: Layout, values: Values, methods: list[str], baseline: str, c
     dispersion, missing = prompt_dispersion(layout)
     rows = []
     for metric, by_label in values.items():
-        standard = _standard(by_label, metric, baseline)
+        standard = standard_of(by_label, metric, baseline)
         if standard is None or is_benchmark(metric) or is_on_other_pairs(metric):
             continue
         prompts = next(iter(by_label.values())).index
-        runs = _runs(by_label, methods)
+        runs = runs_of(by_label, methods)
         for position, label in enumerate(label for label in methods if label in by_label):
             if label != baseline:
                 found = slope_row(prompts, (runs[position], standard, runs), dispersion, missing, confidence)
                 rows.append({"method": label, "baseline": baseline, "metric": metric, **found})
     return _with_families(pd.DataFrame(rows), baseline)
-
-
-def _standard(by_label: dict[str, pd.DataFrame], metric: str, baseline: str) -> Array | None:
-    """(P, S) or (P, 1), the baseline's values of a metric; None where it has none."""
-    if baseline in by_label:
-        return by_label[baseline].to_numpy()
-    if opponent(metric) != baseline:
-        return None
-    return np.full((len(next(iter(by_label.values()))), 1), BY_DEFINITION[bare(metric)])
-
-
-def _runs(by_label: dict[str, pd.DataFrame], methods: list[str]) -> Array:
-    """(M, P, S), all methods' values of a metric: together they tell how much runs differ from seed to seed."""
-    return np.stack([by_label[label].to_numpy() for label in methods if label in by_label])
 
 
 def _with_families(table: pd.DataFrame, baseline: str) -> pd.DataFrame:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from mallowspo.errors import InputError
 from mallowspo.evaluation.displacement import CHANGES, CHOSEN_FELL, chosen_fell
+from mallowspo.evaluation.held_apart import is_validation
 from mallowspo.evaluation.lm_groups import Groups, with_groups
 from mallowspo.files import read_json, read_parquet
 from mallowspo.layout import REFERENCE, Layout
@@ -27,8 +28,11 @@ AGAINST = "alpaca_against.parquet"
 def read_values(view: Any, layout: Layout) -> Values:
     """Every metric of every run, averaged over the answers (or pairs) to a prompt.
 
+    With `evaluation.selection`, of the test prompts that are not held apart for it.
+
     Args:
-        view: .methods, .seeds, and of .evaluation: .comparison, .lm_eval, .alpaca.against, .other_pairs.
+        view: .methods, .seeds, and of .evaluation: .comparison, .second_judge, .selection, .lm_eval, .alpaca.against,
+            .other_pairs.
 
     Returns:
         metric -> label -> table: index prompt_id (doc_id for a benchmark), one column a seed, all tables of a metric
@@ -37,10 +41,7 @@ def read_values(view: Any, layout: Layout) -> Values:
     evaluation = view.evaluation
     runs = [(label, seed) for label in view.methods for seed in view.seeds]
     everyone = [(REFERENCE, 0), *runs]
-    values = read_scores(layout, everyone)
-    values |= _read(layout, runs, "pairs.parquet", _pairs)
-    values |= _read(layout, runs, "alpaca.parquet", _alpaca)
-    values |= _read_against(layout, runs, evaluation.comparison.baseline, evaluation.alpaca.against)
+    values = prompts_of(_of_test_prompts(view, layout), layout, evaluation.selection, validation=False)
     for name in evaluation.other_pairs:
         values |= _read(layout.other_pairs(name), runs, "pairs.parquet", partial(_other_pairs, name))
     if evaluation.lm_eval is not None:
@@ -49,9 +50,47 @@ def read_values(view: Any, layout: Layout) -> Values:
     return values
 
 
-def read_scores(layout: Layout, runs: list[Run]) -> Values:
-    """What the score stage says of the runs' answers."""
-    return _read(layout, runs, "score.parquet", _score)
+def read_validation_values(view: Any, layout: Layout) -> Values:
+    """The same of the prompts that `evaluation.selection` holds apart; of the test prompts' metrics alone."""
+    return prompts_of(_of_test_prompts(view, layout), layout, view.evaluation.selection, validation=True)
+
+
+def _of_test_prompts(view: Any, layout: Layout) -> Values:
+    evaluation = view.evaluation
+    runs = [(label, seed) for label in view.methods for seed in view.seeds]
+    values = _read_scores(layout, [(REFERENCE, 0), *runs], evaluation.second_judge)
+    values |= _read(layout, runs, "pairs.parquet", _pairs)
+    values |= _read(layout, runs, "alpaca.parquet", _alpaca)
+    return values | _read_against(layout, runs, evaluation.comparison.baseline, evaluation.alpaca.against)
+
+
+def read_scores(layout: Layout, runs: list[Run], evaluation: Any) -> Values:
+    """What the judges say of the runs' answers, the second where there is one; to prompts that select no method."""
+    values = _read_scores(layout, runs, evaluation.second_judge)
+    return prompts_of(values, layout, evaluation.selection, validation=False)
+
+
+def _read_scores(layout: Layout, runs: list[Run], second_judge: str | None) -> Values:
+    values = _read(layout, runs, "score.parquet", _score)
+    return values | _read(layout, runs, "second.parquet", _score) if second_judge else values
+
+
+def prompts_of(values: Values, layout: Layout, selection: Any, validation: bool) -> Values:
+    """The rows of the prompts that select (`validation`) or test; all of them where nothing is selected.
+
+    Raises:
+        InputError: fewer than two prompts are left.
+    """
+    if selection is None:
+        return values
+    prompts = next(iter(next(iter(values.values())).values())).index
+    kept = [name for name in prompts if is_validation(name, selection) == validation]
+    if len(kept) < 2:
+        raise InputError(
+            f"{layout.prompts}: evaluation.selection leaves {len(kept)} of {len(prompts)} test prompts to "
+            f"{'select by' if validation else 'test on'}; change its validation_share, or take more test prompts"
+        )
+    return {metric: {label: t.loc[t.index.isin(kept)] for label, t in by.items()} for metric, by in values.items()}
 
 
 def _read_against(layout: Layout, runs: list[Run], baseline: str, opponents: list[str]) -> Values:

@@ -18,9 +18,10 @@ from mallowspo.evaluation.kl import K1
 from mallowspo.files import read_parquet
 from mallowspo.inference import estimate
 from mallowspo.layout import REFERENCE, Layout
+from mallowspo.metric_names import SECOND_REWARD
 from mallowspo.policies import Policy
 
-METRICS = ("reward", K1, "win_rate", "length", "complete")
+METRICS = ("reward", SECOND_REWARD, K1, "win_rate", "length", "complete")
 SHARES = ("win_rate", "complete")
 COLUMNS = ("method", "temperature", "training", "metric", "estimate", "standard_error", "ci_low", "ci_high", "n",
            "seeds", "covers")  # fmt: skip
@@ -37,7 +38,8 @@ def variants_table(view: Any, layout: Layout) -> pd.DataFrame:
     """Rows of `COLUMNS`: every policy as it is compared and under each other condition; none without conditions.
 
     Args:
-        view: .methods, .seeds, .generation.temperature, .training.keep; of .evaluation: .comparison, .temperatures.
+        view: .methods, .seeds, .generation.temperature, .training.keep; of .evaluation: .comparison,
+            .second_judge, .selection, .temperatures.
 
     Returns:
         training is the share of the training's steps; 1 stands for the whole training, and for the reference.
@@ -55,7 +57,8 @@ def along_trainings(view: Any, layout: Layout, resampling: dict[str, Any]) -> pd
     methods = view.methods if shares else []
     paths = {label: [*(Policy(label, training=share).name for share in shares), label] for label in methods}
     names = [name for path in paths.values() for name in path]
-    values = read_scores(layout, [(REFERENCE, 0), *((name, seed) for name in names for seed in view.seeds)])
+    runs = [(REFERENCE, 0), *((name, seed) for name in names for seed in view.seeds)]
+    values = read_scores(layout, runs, view.evaluation)
     return paths_table(values, paths, view.evaluation.comparison.baseline, resampling)
 
 
@@ -63,11 +66,12 @@ def _rows(view: Any, layout: Layout, condition: Condition) -> Iterator[tuple[Any
     reference = Policy(REFERENCE, condition.temperature).name
     names = {REFERENCE: reference, **{label: Policy(label, *condition).name for label in view.methods}}
     trained = [(names[label], seed) for label in view.methods for seed in view.seeds]
-    values = read_scores(layout, [(reference, 0), *trained])
-    values["win_rate"] = _wins(layout, reference, trained)
+    values = read_scores(layout, [(reference, 0), *trained], view.evaluation)
+    prompts = values["reward"][reference].index
+    values["win_rate"] = {name: wins.loc[prompts] for name, wins in _wins(layout, reference, trained).items()}
     temperature = view.generation.temperature if condition.temperature is None else condition.temperature
     share = 1.0 if condition.training is None else condition.training
-    for metric in METRICS:
+    for metric in (name for name in METRICS if name in values):
         runs = np.stack([values[metric][names[label]].to_numpy() for label in view.methods])
         for label, name in names.items():
             if name not in values[metric] or (label == REFERENCE and condition.training is not None):

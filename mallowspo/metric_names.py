@@ -1,6 +1,6 @@
 """What the names in the column `metric` of estimates.parquet and comparison.parquet say.
 
-reward, kl, length, ...     of answers to the test prompts
+reward, kl, length, ...     of answers to the test prompts; second_reward: the reward by evaluation.second_judge
 win_rate                    against the reference's answers; `win_rate against NAME`: against another's
 accuracy, margin            of the held-out pairs; `accuracy on NAME`: of another set of pairs
 TASK/METRIC                 of a benchmark; `GROUP > TASK/METRIC`: of a part of a group that has a number of its own
@@ -9,8 +9,9 @@ TASK/METRIC                 of a benchmark; `GROUP > TASK/METRIC`: of a part of 
 from mallowspo.layout import REFERENCE
 
 _AGAINST, _ON, _PART_OF = " against ", " on ", " > "
+SECOND_REWARD = "second_reward"
 #: Metrics that say whether a policy is better.
-OUTCOMES = ("reward", "win_rate", "accuracy")
+OUTCOMES = ("reward", SECOND_REWARD, "win_rate", "accuracy")
 
 
 def against(metric: str, name: str) -> str:

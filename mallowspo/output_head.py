@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mallowspo.head_chunks import CHUNK, KEEP
+from mallowspo.products import applies, product
 
 #: A product of fewer rows than this is rounded otherwise than one of more, so that a token's score would depend on how
 #: many stand beside it.
@@ -75,7 +76,7 @@ class _HeadLogProbabilities(torch.autograd.Function):
             if want.collision:
                 collision[part] = softmax.square().sum(dim=-1).log()
             room -= softmax.numel() * products.itemsize
-            ctx.softmax.append(softmax.to(products, copy=True) if room >= 0 else None)
+            ctx.softmax.append(softmax.to(products, copy=buffer is not None) if room >= 0 else None)
         ctx.save_for_backward(hidden, head, targets)
         ctx.mark_non_differentiable(entropy, collision)
         return logp, entropy, collision
@@ -94,7 +95,9 @@ class _HeadLogProbabilities(torch.autograd.Function):
             if softmax is None:
                 softmax = scores_in_place(_logits(hidden[part], head, buffer), targets[part], False)[2].to(products)
             slope = _slope_in_place(softmax, targets[part], gradients[0][part].to(products))
-            hidden_gradient[part] = (slope @ head_rounded).to(hidden.dtype)
+            hidden_gradient[part] = (slope @ head_rounded).to(
+                hidden.dtype
+            )  # by MKL: it sums a whole vocabulary in parts
             if head_gradient is not None:
                 _add_product(head_gradient, slope.T, hidden[part].to(products), first=part.start == 0)
         return hidden_gradient, None if head_gradient is None else head_gradient.to(head.dtype), None, None, None, None
@@ -117,12 +120,17 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> Non
         total += left @ right
 
 
-def _logits_buffer(hidden: Tensor, head: Tensor) -> Tensor:
-    """One buffer for all chunks: taking 25 MB from the system for each would cost more than the product."""
+def _logits_buffer(hidden: Tensor, head: Tensor) -> Tensor | None:
+    """One buffer for all chunks, or None where each product makes its own: taking 25 MB from the system for each would
+    cost more than MKL's product, but freed memory is kept (`models.use_threads`), and oneDNN's is the faster one."""
+    if applies(hidden.float(), head.float()):
+        return None
     return torch.empty(min(CHUNK, len(hidden)), len(head), dtype=torch.float32, device=hidden.device)
 
 
-def _logits(hidden: Tensor, head: Tensor, buffer: Tensor) -> Tensor:
+def _logits(hidden: Tensor, head: Tensor, buffer: Tensor | None) -> Tensor:
+    if buffer is None:
+        return product(hidden.float(), head.float())
     return torch.mm(hidden.float(), head.float().T, out=buffer[: len(hidden)])
 
 

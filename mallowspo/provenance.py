@@ -25,6 +25,8 @@ STAGE_MODULES = {
     "train": "mallowspo.training",
     "generate": "mallowspo.evaluation.answers",
     "score": "mallowspo.evaluation.score",
+    "second-score": "mallowspo.evaluation.second_judge",
+    "signals": "mallowspo.evaluation.pair_betas",
     "alpaca": "mallowspo.evaluation.alpaca",
     "lm-eval": "mallowspo.evaluation.lm_eval",
     "compare": "mallowspo.compare",
@@ -35,12 +37,15 @@ STAGE_MODULES = {
 #: Not part of any stage's code: what these give a stage reaches it by value, through its settings and paths.
 _BY_VALUE = {
     *(f"mallowspo.{name}" for name in ("settings", "workflow_settings", "experiments", "layout")),
-    *(f"mallowspo.{name}" for name in ("sections", "errors", "files", "provenance")),
+    *(f"mallowspo.{name}" for name in ("sections", "stage_reads", "errors", "files", "provenance")),
     "mallowspo.evaluation.settings",
+    "mallowspo.evaluation.design_settings",
     "mallowspo.pairs.settings",
     "mallowspo.studies.settings",
     "mallowspo.studies.kinds",
 }
+#: What the report's page is made of besides code.
+PAGE_FILES = ("*.jinja", "*.css", "*.js")
 #: What a study's page is made of besides code.
 _STUDY_TEMPLATES = ("studies/study.html.jinja", "report/parts.html.jinja", "report/page.css")
 #: Tracking copies results and makes none: no stage but its own is run again for an edit there.
@@ -65,6 +70,7 @@ _PACKAGES = [
     "statsmodels",
     "scikit-learn",
     "vaderSentiment",
+    "textblob",
 ]
 
 
@@ -77,9 +83,7 @@ def code_digest(stage: str) -> str:
     parts = _code([STAGE_MODULES[stage]], tracking=stage == "track")
     if stage == "report":
         folder = _source_file(STAGE_MODULES[stage]).parent
-        parts += [
-            file.read_text(encoding="utf-8") for kind in ("*.jinja", "*.css") for file in sorted(folder.glob(kind))
-        ]
+        parts += [file.read_text(encoding="utf-8") for kind in PAGE_FILES for file in sorted(folder.glob(kind))]
     return _digest(parts)
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mallowspo import attention
+from mallowspo import attention, products
 from mallowspo.errors import InputError
 from mallowspo.output_head import KEEP, Want, chunks, head_scores
 from mallowspo.packing import Batch, Packing, Row, make_batch, pack
@@ -86,7 +86,8 @@ def sum_by_row(values: Tensor, rows: Tensor, count: int) -> Tensor:
 class Scorer:
     """Scores responses under a causal language model.
 
-    The model's attention is set to `attention.NAME` where it takes packed rows; in all else that is "sdpa".
+    The model's attention is set to `attention.NAME` where it takes packed rows; in all else that is "sdpa". Its linear
+    layers multiply by the faster library (`mallowspo.products`).
 
     Args:
         model: a Hugging Face causal model, bare or wrapped by PEFT.
@@ -106,6 +107,7 @@ class Scorer:
         name = type(self.causal).__name__
         if self.causal.config.is_encoder_decoder:
             raise InputError(f"{name} is an encoder-decoder; a causal language model is needed")
+        products.use(model)
         if getattr(self.causal.config, "router_aux_loss_coef", None):
             logger.warning("%s is a mixture of experts: its load-balancing loss is no part of the training", name)
         self.packs = False
@@ -166,8 +168,8 @@ class Scorer:
     def _scores(self, found: _Predictions, want: Want) -> tuple[Tensor, Tensor, Tensor]:
         if self.plain:
             return _scores_of_full_logits(found.source.float(), found.targets, want)
-        products = getattr(torch, self.precision)
-        return head_scores(found.source, self._head, found.targets, want, products, self.softmax_kept)
+        rounded = getattr(torch, self.precision)
+        return head_scores(found.source, self._head, found.targets, want, rounded, self.softmax_kept)
 
     @torch.no_grad()
     def logits_in_chunks(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:

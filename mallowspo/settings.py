@@ -20,6 +20,8 @@ from mallowspo.methods import CHOICES, METHODS
 from mallowspo.pairs.settings import SplitSettings, TextsSettings
 from mallowspo.policies import Policy
 from mallowspo.sections import LABEL, Section, nearest
+from mallowspo.stage_reads import CHANGES_NOTHING, STAGE_READS
+from mallowspo.tuning import check_budgets
 
 MODEL_SOURCE = (
     r"^(hub:[^@\s]+@[^\s]+|path:.+|pypi:[A-Za-z0-9][A-Za-z0-9_.-]*==[^!\s]+!.+|made_up:[a-z0-9_]+|policy:.+)$"
@@ -392,6 +394,14 @@ class Experiment(Section):
             raise ValueError(
                 f"evaluation.comparison.baseline '{baseline}' is no label of methods; {nearest(baseline, self.methods)}"
             )
+        factorial = self.evaluation.factorial
+        for label in factorial.labels if factorial else ():
+            if label not in self.methods:
+                raise ValueError(
+                    f"evaluation.factorial: '{label}' is no label of methods; {nearest(label, self.methods)}"
+                )
+        if self.evaluation.selection:
+            check_budgets(self.methods, self.evaluation.selection.unequal)
         if self.evaluation.kl_answers > self.generation.answers:
             raise ValueError("evaluation.kl_answers may not exceed generation.answers")
         if self.generation.temperature in self.evaluation.temperatures:
@@ -446,31 +456,6 @@ def _check_option(name: str, option: str, value: float | str) -> None:
         raise ValueError(f"method '{name}', option {option}: {value!r}; {nearest(str(value), map(str, choices))}")
     if not choices and isinstance(value, str):
         raise ValueError(f"method '{name}', option {option}: {value!r} is not a number")
-
-
-#: What each stage reads. `compute` and `question` change no result; a trained run also reads its method.
-STAGE_READS: dict[str, tuple[str, ...]] = {
-    "model": ("model.source", "model.sha256", "model.trust_remote_code"),
-    "sample": ("model.precision", "tokens", "pairs"),
-    "pairs": ("pairs", "tokens"),
-    "tokens": ("tokens",),
-    "reference": ("model.precision", "reference.tokens_per_batch"),
-    "dispersion": ("model.precision", "tokens", "reference.tokens_per_batch", "dispersion"),
-    "other-pairs": ("model.precision", "tokens", "reference.tokens_per_batch"),
-    "train": ("model.precision", "tokens", "training"),
-    "generate": ("model.precision", "tokens", "generation"),
-    "score": ("model.precision", "tokens", "reference.tokens_per_batch", "evaluation.judge", "evaluation.kl_answers"),
-    "alpaca": ("evaluation.judge", "evaluation.alpaca", "evaluation.comparison.baseline"),
-    "lm-eval": ("model.precision", "evaluation.lm_eval"),
-    "compare": (
-        *("methods", "seeds", "training.keep", "generation.temperature", "evaluation.comparison", "evaluation.lm_eval"),
-        *("evaluation.alpaca.against", "evaluation.other_pairs", "evaluation.temperatures"),
-    ),
-    "report": ("title", "question", "report", "methods", "seeds", "evaluation"),
-    "track": ("title",),
-}
-#: What a stage may read and no result depends on, so that another value runs nothing again.
-CHANGES_NOTHING = ("reference.tokens_per_batch",)
 
 
 def _dotted(settings: Any, key: str) -> Any:

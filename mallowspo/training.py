@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import yaml
 from filelock import FileLock, Timeout
+from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainingArguments, set_seed
 
@@ -40,6 +41,7 @@ from mallowspo.memory import MemoryPlan
 from mallowspo.methods import METHODS
 from mallowspo.metrics import MetricsFile, StepMetrics
 from mallowspo.models import load_model, load_tokenizer, resolve_device, resolve_precision
+from mallowspo.pair_betas import OBJECTIVE
 from mallowspo.pairs.prepared import open_tokens
 from mallowspo.processes import Processes
 from mallowspo.provenance import code_digest, environment
@@ -162,6 +164,8 @@ def _run(
         final = policy.merge_and_unload() if view.training.lora else policy
         final.save_pretrained(temporary)
         load_tokenizer(model_folder).save_pretrained(temporary)
+        if trainer.objective.adaptation is not None:
+            save_file(trainer.objective.state_dict(), temporary / OBJECTIVE)
     rows = metrics.rows()
     write_text(folder / "settings.yaml", yaml.safe_dump(_run_settings(view, method, label, seed), sort_keys=False))
     write_json(folder / "environment.json", environment(device))

@@ -45,7 +45,8 @@ def settings(
     evaluation: dict[str, Any] | None = None,
     keep: tuple[float, ...] = (),
 ) -> Experiment:
-    """Settings of the made-up experiment; labels outside METHODS are DPO under another beta.
+    """Settings of the made-up experiment; a label that begins with another's name is that method under
+    another beta, any other DPO.
 
     Args:
         evaluation: further settings of that section.
@@ -59,7 +60,8 @@ def settings(
             "model": {"source": "made_up:two_layers"},
             "pairs": {"source": "path:pairs.jsonl"},
             "methods": {
-                m: {"method": m if m in known else "dpo", "beta": 0.1 + 0.01 * i} for i, m in enumerate(methods)
+                m: {"method": next((k for k in known if m.startswith(k)), "dpo"), "beta": 0.1 + 0.01 * i}
+                for i, m in enumerate(methods)
             },
             "seeds": list(seeds),
             "training": {"learning_rate": 1e-5, "pairs_per_step": 8, "keep": list(keep)},
@@ -108,6 +110,7 @@ def write(
     _benchmarks(made)
     _other_pairs(made, generator, test)
     _variants(made)
+    _second_judge(made)
     return made
 
 
@@ -329,6 +332,18 @@ def _variants(made: MadeUp) -> None:
         elif policy.label != REFERENCE:
             value = value + (table["metric"] == "reward") * (1 - (policy.temperature or 0))
         write_parquet(made.layout.scores(name, seed) / "score.parquet", table.assign(value=value))
+
+
+def _second_judge(made: MadeUp) -> None:
+    """Half of the first judge's reward, and a tenth that goes by the place of the answer alone: it sees half a gain."""
+    if made.experiment.evaluation.second_judge is None:
+        return
+    for name, seed in [(REFERENCE, 0), *made.experiment.runs(), *made.experiment.variants()]:
+        table = pd.read_parquet(made.layout.scores(name, seed) / "score.parquet")
+        rewards = table[table["metric"] == "reward"].reset_index(drop=True)
+        place = np.sin(np.arange(len(rewards)))
+        second = rewards.assign(metric="second_reward", value=0.5 * rewards["value"] + 0.1 * place)
+        write_parquet(made.layout.scores(name, seed) / "second.parquet", second.assign(judge="reward:pattern"))
 
 
 def _lm_eval(layout: Layout, generator: np.random.Generator, method: str, seed: int) -> None:

@@ -22,6 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from mallowspo.evaluation.held_apart import is_validation
 from mallowspo.files import read_parquet
 from mallowspo.inference import estimate
 from mallowspo.layout import Layout
@@ -44,24 +45,32 @@ def of_experiment(view: Any, layout: Layout) -> pd.DataFrame:
     """`accuracy_by_group` of every method of an experiment; a first column `pair_set` says test, or another set's name.
 
     Args:
-        view: .methods, .seeds, .evaluation.comparison.confidence, .evaluation.other_pairs.
+        view: .methods, .seeds, .evaluation.comparison.confidence, .evaluation.other_pairs, .evaluation.selection: pairs
+            of prompts that it holds apart are left out.
     """
     places = {HELD_OUT: layout, **{name: layout.other_pairs(name) for name in view.evaluation.other_pairs}}
     betas = {label: method.beta for label, method in view.methods.items()}
     confidence = view.evaluation.comparison.confidence
-    parts = [_of_set(place, betas, view.seeds, confidence).assign(pair_set=name) for name, place in places.items()]
+    apart = {HELD_OUT: view.evaluation.selection}
+    parts = [
+        _of_set(place, betas, view.seeds, confidence, apart.get(name)).assign(pair_set=name)
+        for name, place in places.items()
+    ]
     together = pd.concat(parts, ignore_index=True)
     return together[["pair_set", *together.columns.drop("pair_set")]]
 
 
-def _of_set(layout: Layout, betas: Mapping[str, float], seeds: list[int], confidence: float) -> pd.DataFrame:
+def _of_set(
+    layout: Layout, betas: Mapping[str, float], seeds: list[int], confidence: float, selection: Any
+) -> pd.DataFrame:
     margins = {}
     for label in betas:
         tables = {seed: read_parquet(layout.scores(label, seed) / "pairs.parquet") for seed in seeds}
         margins[label] = pd.DataFrame({seed: t.set_index("pair_id")["margin"] for seed, t in tables.items()})
     dispersion = read_parquet(layout.dispersion) if layout.dispersion.exists() else None
     facts = pair_facts(read_parquet(layout.pairs("test")), read_parquet(layout.reference("test")), dispersion)
-    return accuracy_by_group(margins, facts, betas, confidence)
+    tests = [not is_validation(name, selection) for name in facts["prompt_id"]]
+    return accuracy_by_group(margins, facts[tests], betas, confidence)
 
 
 def pair_facts(pairs: pd.DataFrame, reference: pd.DataFrame, dispersion: pd.DataFrame | None) -> pd.DataFrame:

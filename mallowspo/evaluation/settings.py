@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from mallowspo.evaluation.design_settings import FactorialSettings, SelectionSettings
 from mallowspo.judges.names import check_judge_name, check_reward_name
 from mallowspo.judges.settings import JudgeSettings
 from mallowspo.sections import LABEL, Section
@@ -101,6 +102,11 @@ class EvaluationSettings(Section):
     """What is measured on the test prompts and pairs."""
 
     judge: str = Field(description="the reward: scores every answer; also AlpacaEval's judge unless alpaca.judge is")
+    second_judge: str | None = Field(
+        default=None,
+        description="another reward, that no pair was chosen by: scores the same answers, so that a gain that only the "
+        "first judge sees shows",
+    )
     alpaca: AlpacaSettings = AlpacaSettings()
     kl_answers: int = Field(default=1, ge=1, description="answers to each prompt behind the KL estimate")
     temperatures: list[float] = Field(
@@ -113,13 +119,33 @@ class EvaluationSettings(Section):
     other_pairs: dict[str, OtherPairsSettings] = Field(
         default={}, description="further sets of pairs by name: implicit accuracy, margin and calibration on each"
     )
+    signals: bool = Field(
+        default=False,
+        description="the beta of each held-out pair under methods that have one (lb_dpo, epsilon_dpo, beta_dpo at "
+        "level instance), and its rank correlation with the dispersion weight",
+    )
     lm_eval: LmEvalSettings | None = None
     comparison: ComparisonSettings = ComparisonSettings()
+    factorial: FactorialSettings | None = None
+    selection: SelectionSettings | None = None
 
     @field_validator("judge")
     @classmethod
     def _judge(cls, value: str) -> str:
         return check_reward_name(value)
+
+    @field_validator("second_judge")
+    @classmethod
+    def _second_judge(cls, value: str | None) -> str | None:
+        return value and check_reward_name(value)
+
+    @model_validator(mode="after")
+    def _judges_fit(self) -> "EvaluationSettings":
+        if self.second_judge == self.judge:
+            raise ValueError(f"second_judge is the first judge ({self.judge}); name another, or remove it")
+        if self.selection and self.selection.outcome == "second_reward" and self.second_judge is None:
+            raise ValueError("selection.outcome second_reward needs a second_judge; name one, or another outcome")
+        return self
 
     @field_validator("temperatures")
     @classmethod

@@ -5,7 +5,7 @@ prompt p of the run with seed s, so the prompt is the unit: n is always P, never
 """
 
 from mallowspo.inference.crossed import Spread
-from mallowspo.inference.differences import Difference, Estimate, estimate, paired_difference
+from mallowspo.inference.differences import Difference, Estimate, contrast, estimate, paired_difference
 from mallowspo.inference.equivalence import equivalence_p
 from mallowspo.inference.families import benjamini_hochberg, holm
 from mallowspo.inference.interaction import Slope, dispersion_slope
@@ -32,6 +32,7 @@ __all__ = [
     "benjamini_hochberg",
     "bootstrap_means",
     "components",
+    "contrast",
     "detectable_effect",
     "discordant_power",
     "dispersion_slope",

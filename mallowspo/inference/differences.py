@@ -93,8 +93,43 @@ def paired_difference(
     if len(minuend) != len(subtrahend) or subtrahend.shape[1] not in (1, minuend.shape[1]):
         raise ValueError(f"shapes {minuend.shape} and {subtrahend.shape} cannot be paired")
     table = minuend - subtrahend
-    mean = float(table.mean())
     spread = spread_of(table, _seeds_part(table, runs, paired=subtrahend.shape[1] > 1))
+    return _difference(table, spread, confidence, resamples, seed)
+
+
+def contrast(
+    runs: ArrayLike,
+    coefficients: ArrayLike,
+    confidence: float = 0.95,
+    resamples: int = 9999,
+    seed: int = 0,
+) -> Difference:
+    """A weighted sum of several methods' means on the same prompts, as of two factors: sum of c_m method_m.
+
+    A paired difference is the contrast 1, -1. Coefficients that sum to 0 take out what a prompt or a seed does to all
+    methods alike; what is left of the seeds is their mean square with the methods, times the sum of the c_m^2.
+
+    Args:
+        runs: (M, P, S), finite, the values of all methods of the experiment.
+        coefficients: (M,), sum 0; 0 for a method that only helps to tell how much runs differ.
+
+    Raises:
+        ValueError: other shapes, or the coefficients do not sum to 0.
+    """
+    values, weights = np.asarray(runs, dtype=float), np.asarray(coefficients, dtype=float)
+    if values.ndim != 3 or weights.shape != (len(values),) or not np.isclose(weights.sum(), 0):
+        raise ValueError(f"no contrast of runs {values.shape} by coefficients {weights.tolist()}")
+    table = as_table(np.tensordot(weights, values, axes=1))
+    part = None
+    if table.shape[1] > 1:
+        of_two, freedom = pooled_seeds(values.mean(axis=1), paired=True)
+        part = (of_two / 2 * float((weights**2).sum()), freedom)
+    return _difference(table, spread_of(table, part), confidence, resamples, seed)
+
+
+def _difference(table: Array, spread: Spread, confidence: float, resamples: int, seed: int) -> Difference:
+    """From (P, S) differences and what their spread is."""
+    mean = float(table.mean())
     half = half_width(spread, confidence)
     p_policies = sign_flip_p(table.mean(axis=1), resamples, seed)
     crossed = spread.seeds > 1 and half > 0

@@ -10,6 +10,7 @@ import re
 #: Rewards that ship with the package: name in settings -> "module:function".
 REWARDS = {
     "reward:vader": "mallowspo.judges.reward:vader",
+    "reward:pattern": "mallowspo.judges.reward:pattern",
     "reward:vowels": "mallowspo.judges.reward:vowels",
 }
 
@@ -58,6 +59,11 @@ def model_of(name: str | None) -> str | None:
     """The folder that a judge's name gives as path:FOLDER, if it gives one."""
     found = re.fullmatch(r"(?:reward|logprob):path:([^#]+)(?:#.+)?", name or "")
     return found.group(1) if found else None
+
+
+def is_a_model(name: str) -> bool:
+    """Whether a reward is a model's, which takes memory and time."""
+    return CLASSIFIER.match(name) is not None
 
 
 def _names_a_model(name: str) -> bool:

@@ -28,6 +28,19 @@ def vader(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
     return [float(_vader_analyser().polarity_scores(answer)["compound"]) for answer in answers]
 
 
+@cache
+def _pattern_analyser() -> Any:
+    from textblob.en import sentiment
+
+    return sentiment
+
+
+def pattern(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """The polarity of each answer by the lexicon of the library pattern (De Smedt and Daelemans 2012) as textblob ships
+    it, in [-1, 1]; the prompt is not read. A mean over the words that the lexicon knows, where VADER's is a sum."""
+    return [float(_pattern_analyser()(answer)[0]) for answer in answers]
+
+
 def vowels(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
     """Share of vowels among an answer's characters, in [0, 1]: a reward that a made-up model can learn."""
     return [sum(character in "aeiou" for character in answer.lower()) / max(1, len(answer)) for answer in answers]

@@ -38,6 +38,7 @@ UNKNOWN = Request(4000, 120)
 AS = {
     **dict.fromkeys(("reference_shard", "dispersion", "other_pairs"), "reference"),
     **dict.fromkeys(("score_answers", "score_other_pairs"), "score"),
+    **dict.fromkeys(("second_score", "signals"), "score"),
     "alpaca": "judge",
     "lm_eval": "lm-eval",
 }

@@ -11,11 +11,16 @@ from mallowspo.report import (
     data_figures,
     displacement_table,
     effect_figure,
+    explore,
+    factorial_table,
     judge_table,
     kl_tables,
     measured_judge,
     outcome_figures,
     pair_table,
+    second_judge,
+    selection_table,
+    signals_table,
     summary,
     tables,
     training_figures,
@@ -67,7 +72,10 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
     }
     equal_kl = kl_tables.equal_kl_tables(results)
     by_condition = [variants.variants_table(results, of) for of in (variants.TEMPERATURE, variants.ALONG_TRAINING)]
-    shown |= {table.name: table for table in (*equal_kl.values(), *by_condition) if table}
+    selected = selection_table.selection_tables(results)
+    designed = [*selected, second_judge.second_judge_table(results), factorial_table.factorial_table(results)]
+    designed.append(signals_table.signals_table(results))
+    shown |= {table.name: table for table in (*equal_kl.values(), *by_condition, *designed) if table}
     runs = [(label, seed) for label in results.methods for seed in view.seeds]
     judged = judge_table.judge_table(layout, runs)
     if len(judged.numbers):
@@ -90,6 +98,7 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
         findings=summary.findings(results),
         cautions=summary.cautions(results),
         samples=_samples(results),
+        explorer=explore.explorer(results, look),
         dispersion_examples=data_figures.dispersion_examples(results),
         test_name=_tests(results),
         families=_families(results),
@@ -97,6 +106,10 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
         slope_table=tables.interaction_view(results, shown["interaction"]),
         displacement_words=(displacement_table.HOW_TO_READ, displacement_table.DEFINITIONS),
         equal_kl_words={table.name: kl_tables.equal_kl_words(results, along) for along, table in equal_kl.items()},
+        second_judge_words=second_judge.second_judge_words(results),
+        selection_words=selection_table.selection_words(results),
+        factorial_findings=factorial_table.factorial_findings(results),
+        factorial_view=factorial_table.factorial_view,
         judged=judged,
         judge_words=judge_table.judge_words(layout, runs),
         measured=[measured_judge.judge_sentences(name, layout) for name in _judges(view.evaluation)],
@@ -146,6 +159,10 @@ def _groups(results: Results, look: Look) -> dict[str, Group]:
     groups["win_rate"] = Group(
         outcome_figures.win_rates(results, look), f"{size} {bars} Dashed: even. Tests are in the table of differences."
     )
+    groups["second_judge"] = Group(
+        second_judge.second_judge_figure(results, look),
+        f"{size} {bars} Dotted: equal gains. Tests are in the table.",
+    )
     groups["temperatures"] = Group(
         variants.variants_figure(results, look, variants.TEMPERATURE),
         f"{size} {bars} Same draws at each temperature. No test.",
@@ -172,6 +189,11 @@ def _groups(results: Results, look: Look) -> dict[str, Group]:
         f"n = {plural(len(results.dispersion), 'pair')}, training and test. Dashed: percentiles. No interval, no test. "
         + " ".join(data_figures.dispersion_words(results.dispersion_summary)),
     )
+    groups["signals"] = Group(
+        signals_table.signals_figure(results, look),
+        f"n = {', '.join(map(str, dict.fromkeys(results.signals['n'])))} prompts (see the table); at most "
+        f"{signals_table.DRAWN} are drawn, the CSV has all. Intervals and tests are in the table.",
+    )
     groups["effect"] = Group(
         effect_figure.effect_by_dispersion(results, look),
         f"n = {plural(len(effect_figure.prompt_dispersion(results)), 'test prompt')} with test pairs, in fifths; "
@@ -182,8 +204,9 @@ def _groups(results: Results, look: Look) -> dict[str, Group]:
 
 
 def _judges(evaluation: Any) -> list[str]:
-    """Of rewards and of win rates, each once."""
-    return list(dict.fromkeys(name for name in (evaluation.judge, evaluation.alpaca.judge) if name))
+    """Of rewards, the second of them too, and of win rates; each once."""
+    names = (evaluation.judge, evaluation.second_judge, evaluation.alpaca.judge)
+    return list(dict.fromkeys(name for name in names if name))
 
 
 def _judge(name: str) -> str:
@@ -247,6 +270,7 @@ def _setup(results: Results) -> dict[str, str]:
         f"{''.join(f' (and {value:g})' for value in evaluation['temperatures'])}, "
         f"top-p {generation['top_p']:g}, at most {plural(generation['max_new_tokens'], 'token')}",
         "Judge": _judge(evaluation["judge"]),
+        **({"Second judge": _judge(second)} if (second := evaluation["second_judge"]) else {}),
         "Benchmarks": tasks,
         "Size": f"{plural(results.n_prompts, 'test prompt')}; seeds {', '.join(map(str, results.view.seeds))}",
     }

@@ -1,6 +1,8 @@
 """Everything that the report shows, read from the result files alone."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,9 @@ import yaml
 from mallowspo.compare_values import Values, read_values
 from mallowspo.errors import InputError
 from mallowspo.files import read_json, read_jsonl, read_parquet
+from mallowspo.inference import holm
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.metric_names import OUTCOMES, bare, is_benchmark, is_part
-from mallowspo.report.table import rows_of
 from mallowspo.report.words import interval, meaningful_decimals
 from mallowspo.settings import Experiment
 
@@ -26,7 +28,8 @@ class Results:
     Attributes:
         settings: the resolved settings, as values; `view` holds the part that the report may read, typed.
         values: metric -> label -> table (prompts, seeds), see `mallowspo.compare_values.read_values`.
-        estimates, comparison, interaction, frontier, variants, pairs_by_group: as stage "compare" wrote them.
+        estimates, comparison, interaction, frontier, variants, pairs_by_group, second_opinion, factorial, tuning,
+            selection, signals: as stage "compare" wrote them.
         curves: metrics of every optimizer step, with method and seed.
         dispersion: a row a pair, with split, prompt, chosen and rejected; dispersion_summary: dispersion.json.
         displacement: a row a method and held-out pair: change of both log-probabilities (nats) from the reference.
@@ -47,6 +50,11 @@ class Results:
     frontier: pd.DataFrame
     variants: pd.DataFrame
     pairs_by_group: pd.DataFrame
+    second_opinion: pd.DataFrame
+    factorial: pd.DataFrame
+    tuning: pd.DataFrame
+    selection: pd.DataFrame
+    signals: pd.DataFrame
     curves: pd.DataFrame
     dispersion: pd.DataFrame
     dispersion_summary: dict[str, Any]
@@ -90,8 +98,22 @@ class Results:
 
     def decimals(self, metric: str) -> int:
         """Decimals for all means, differences and intervals of a metric."""
-        tables = [table[table["metric"] == metric] for table in (self.estimates, self.comparison)]
-        return meaningful_decimals([row.ci_high - row.ci_low for table in tables for row in rows_of(table)])
+        return self._decimals.get(metric, meaningful_decimals([]))
+
+    @cached_property
+    def _decimals(self) -> dict[str, int]:
+        widths: dict[str, list[float]] = {}
+        for table in (self.estimates, self.comparison):
+            for metric, width in zip(table["metric"], table["ci_high"] - table["ci_low"], strict=True):
+                widths.setdefault(metric, []).append(width)
+        return {metric: meaningful_decimals(own) for metric, own in widths.items()}
+
+    @cached_property
+    def p_of_these_runs(self) -> dict[tuple[str, str, str], float]:
+        """(family, method, metric) -> Holm's p of the sign flips: do these trained policies differ?"""
+        table = self.comparison
+        adjusted = table.groupby("family")["p_policies"].transform(holm)
+        return dict(zip(zip(table["family"], table["method"], table["metric"], strict=True), adjusted, strict=True))
 
     def told(self, row: Any, signed: bool = False) -> str:
         """A row of estimates or comparison as text: its mean or difference, and interval."""
@@ -129,6 +151,11 @@ def read_results(view: Any, layout: Layout, settings_text: str) -> Results:
         frontier=read_parquet(layout.frontier),
         variants=read_parquet(layout.variants),
         pairs_by_group=read_parquet(layout.accuracy_by_group),
+        second_opinion=read_parquet(layout.second_opinion),
+        factorial=read_parquet(layout.factorial),
+        tuning=read_parquet(layout.tuning),
+        selection=read_parquet(layout.selection),
+        signals=read_parquet(layout.signals),
         curves=_curves(layout, runs),
         dispersion=_dispersion(layout),
         dispersion_summary=read_json(layout.dispersion_summary),
@@ -137,7 +164,10 @@ def read_results(view: Any, layout: Layout, settings_text: str) -> Results:
         health=_health(layout.data_health),
         prompts=prompts,
         test_pairs=read_parquet(layout.pairs("test"))[["pair_id", "prompt_id"]],
-        answers=_answers(layout, [REFERENCE, *view.methods], view.seeds[0], prompts, view.report.examples),
+        # In the order of their ids: those are digests, so nobody chose them.
+        answers=first_answers(
+            layout, [REFERENCE, *view.methods], view.seeds[0], sorted(prompts["prompt_id"])[: view.report.examples]
+        ),
     )
 
 
@@ -207,12 +237,11 @@ def _health(path: Path) -> pd.DataFrame:
         ) from None
 
 
-def _answers(
-    layout: Layout, labels: list[str], seed: int, prompts: pd.DataFrame, examples: int
+def first_answers(
+    layout: Layout, labels: list[str], seed: int, prompt_ids: Collection[str]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """First answers to a few prompts, taken in the order of their ids: those are digests, so nobody chose them."""
-    chosen = sorted(prompts["prompt_id"])[:examples]
-    found: dict[str, dict[str, dict[str, Any]]] = {prompt_id: {} for prompt_id in chosen}
+    """prompt_id -> label -> the first answer of the run with this seed (the reference has one run), with its reward."""
+    found: dict[str, dict[str, dict[str, Any]]] = {prompt_id: {} for prompt_id in prompt_ids}
     for label in labels:
         run = (label, 0 if label == REFERENCE else seed)
         score = read_parquet(layout.scores(*run) / "score.parquet")

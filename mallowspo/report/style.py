@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from mallowspo.files import write_bytes, write_text
 from mallowspo.layout import REFERENCE, Layout
+from mallowspo.report.fonts import families
 
 #: Okabe and Ito's palette without black and yellow, then Tol's darker ones.
 PALETTE = (
@@ -93,7 +94,7 @@ def draw_files(
     folder: Path, name: str, alt: str, data: pd.DataFrame, draws: Sequence[Callable[[Axes], None]], height: float = 3.1
 ) -> Panel:
     """The same into any folder, with one set of axes below the other."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context({**STYLE, "font.family": families()}):
         figure = Figure(figsize=(WIDTH, height * len(draws)), layout="constrained")
         for draw, axes in zip(draws, figure.subplots(len(draws), squeeze=False).flat, strict=True):
             draw(axes)

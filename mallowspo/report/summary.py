@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mallowspo.inference import holm
 from mallowspo.inference.resampling import TEST_NAME
 from mallowspo.layout import REFERENCE
 from mallowspo.metric_names import bare, is_benchmark, is_outcome
@@ -99,9 +98,7 @@ def _told(results: Results, row: Any) -> str:
 
 def _these_runs(results: Results, row: Any) -> str:
     """What is clear of the trained policies, where too few seeds leave the methods open."""
-    family = results.comparison[results.comparison["family"] == row.family]
-    clear = dict(zip(zip(family["method"], family["metric"], strict=True), holm(family["p_policies"]), strict=True))
-    p = clear[row.method, row.metric]
+    p = results.p_of_these_runs[row.family, row.method, row.metric]
     if row.seeds == 1 or p >= _alpha(results):
         return ""
     side = "higher" if row.difference > 0 else "lower"

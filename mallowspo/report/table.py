@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -24,10 +25,15 @@ class Table:
 
 
 def write_table(layout: Layout, table: Table) -> None:
-    """Write NAME.csv, NAME.md and NAME.tex."""
-    write_text(layout.tables / f"{table.name}.csv", csv(table.numbers))
-    write_text(layout.tables / f"{table.name}.md", _markdown(table))
-    write_text(layout.tables / f"{table.name}.tex", _latex(table))
+    """Write NAME.csv, NAME.md and NAME.tex among the experiment's tables."""
+    write_forms(layout.tables, table)
+
+
+def write_forms(folder: Path, table: Table) -> None:
+    """The same into any folder."""
+    write_text(folder / f"{table.name}.csv", csv(table.numbers))
+    write_text(folder / f"{table.name}.md", _markdown(table))
+    write_text(folder / f"{table.name}.tex", _latex(table))
 
 
 def rows_of(table: pd.DataFrame) -> list[Any]:

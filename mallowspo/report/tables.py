@@ -8,14 +8,14 @@ from typing import Any
 import pandas as pd
 
 from mallowspo.layout import REFERENCE
-from mallowspo.metric_names import bare, is_benchmark, is_outcome, is_part
+from mallowspo.metric_names import SECOND_REWARD, bare, is_benchmark, is_outcome, is_part
 from mallowspo.report.results import Results
 from mallowspo.report.table import Table, rows_of
 from mallowspo.report.words import ABSENT, count, fixed, interval, meaningful_decimals, metric_title, number, p_value
-from mallowspo.settings import STAGE_READS
+from mallowspo.stage_reads import STAGE_READS
 
 #: Column headings of the main table where the metric's title is long.
-SHORT_TITLES = {"win_rate": "Win rate", "accuracy": "Accuracy", "kl": "KL (nats)"}
+SHORT_TITLES = {SECOND_REWARD: "Second judge", "win_rate": "Win rate", "accuracy": "Accuracy", "kl": "KL (nats)"}
 
 
 def main_table(results: Results) -> Table:
@@ -42,10 +42,13 @@ def _numbers(found: dict[tuple[str, str], Any], results: Results, label: str) ->
     def value(metric: str, column: str = "estimate") -> float:
         return float(getattr(found[label, metric], column)) if (label, metric) in found else math.nan
 
+    bounds = {"": "estimate", "_ci_low": "ci_low", "_ci_high": "ci_high"} if SECOND_REWARD in results.metrics() else {}
+    second = {f"{SECOND_REWARD}{end}": value(SECOND_REWARD, column) for end, column in bounds.items()}
     return {
         "reward": value("reward"),
         "reward_ci_low": value("reward", "ci_low"),
         "reward_ci_high": value("reward", "ci_high"),
+        **second,
         "kl": value("kl"),
         "win_rate": value("win_rate"),
         "win_rate_ci_low": value("win_rate", "ci_low"),

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from mallowspo.evaluation.kl import K1
 from mallowspo.layout import REFERENCE
+from mallowspo.metric_names import SECOND_REWARD
 from mallowspo.report.outcome_figures import marker_handles
 from mallowspo.report.results import Results
 from mallowspo.report.style import Look, Panel, draw_panel, legend_below, legend_height
@@ -16,7 +17,13 @@ from mallowspo.report.table import Table, rows_of
 from mallowspo.report.words import count, interval, meaningful_decimals, number
 
 #: metric of variants.parquet -> heading.
-HEADINGS = {"reward": "Reward", "win_rate": "Wins by reward", "length": "Length (tokens)", "complete": "Complete"}
+HEADINGS = {
+    "reward": "Reward",
+    SECOND_REWARD: "Second judge",
+    "win_rate": "Wins by reward",
+    "length": "Length (tokens)",
+    "complete": "Complete",
+}
 
 
 @dataclass(frozen=True)
@@ -41,12 +48,12 @@ class Condition:
 TEMPERATURE = Condition(
     *("temperature", "temperatures", "Temperature", "temperature"),
     headings={"reward": HEADINGS["reward"], K1: "Log-ratio (nats)", **HEADINGS},
-    drawn=("reward", K1, "win_rate"),
+    drawn=("reward", SECOND_REWARD, K1, "win_rate"),
 )
 ALONG_TRAINING = Condition(
     *("training", "along_training", "Share of training", "share of the training"),
     headings={"reward": HEADINGS["reward"], K1: "KL, k1 (nats)", **HEADINGS},
-    drawn=("reward", K1),
+    drawn=("reward", SECOND_REWARD, K1),
 )
 
 
@@ -66,7 +73,8 @@ def variants_table(results: Results, condition: Condition) -> Table | None:
     table = rows_by(results, condition)
     if table.empty:
         return None
-    own = {name: table[table["metric"] == name] for name in condition.headings}
+    headings = _headings(table, condition)
+    own = {name: table[table["metric"] == name] for name in headings}
     decimals = {name: meaningful_decimals(rows["ci_high"] - rows["ci_low"]) for name, rows in own.items()}
     numbers, shown = [], []
     for label in results.labels:
@@ -74,7 +82,7 @@ def variants_table(results: Results, condition: Condition) -> Table | None:
             found = {row.metric: row for row in rows_of(rows)}
             values: dict[str, Any] = {"method": label, condition.column: value}
             texts = {"Method": label, condition.heading: f"{value:g}"}
-            for name, heading in condition.headings.items():
+            for name, heading in headings.items():
                 row = found.get(name)  # nothing wins against itself
                 mean, low, high = (row.estimate, row.ci_low, row.ci_high) if row else (math.nan,) * 3
                 values |= {name: mean, f"{name}_low": low, f"{name}_high": high}
@@ -85,10 +93,16 @@ def variants_table(results: Results, condition: Condition) -> Table | None:
     return Table(condition.name, pd.DataFrame(numbers), pd.DataFrame(shown), ("Method",))
 
 
+def _headings(table: pd.DataFrame, condition: Condition) -> dict[str, str]:
+    """Of what was measured: there may be no second judge."""
+    measured = set(table["metric"])
+    return {name: heading for name, heading in condition.headings.items() if name in measured}
+
+
 def variants_figure(results: Results, look: Look, condition: Condition) -> list[Panel]:
     """A panel a metric, by the condition; nothing where the experiment has one of it."""
     table = rows_by(results, condition)
-    drawn = condition.drawn if len(table) else ()
+    drawn = [name for name in condition.drawn if name in _headings(table, condition)]
     return [_panel(results, look, condition, name, table[table["metric"] == name]) for name in drawn]
 
 

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Iterable
 
-from mallowspo.metric_names import bare
+from mallowspo.metric_names import SECOND_REWARD, bare
 from mallowspo.visible import visible
 
 #: What each metric is called where people read it.
 METRIC_TITLES = {
     "reward": "Reward",
+    SECOND_REWARD: "Reward by the second judge",
     "kl": "KL to the reference (nats)",
     "kl_k3": "KL by k3 of answers (nats)",
     "kl_k3_by_token": "KL by k3 of tokens (nats)",

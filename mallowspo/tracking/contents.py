@@ -132,6 +132,7 @@ def _evaluation(layout: Layout, experiment: Experiment, method: str, seed: int) 
     pairs = read_parquet(folder / "pairs.parquet")
     values = {
         **_prompt_means(read_parquet(folder / "score.parquet")),
+        **(_prompt_means(read_parquet(folder / "second.parquet")) if experiment.evaluation.second_judge else {}),
         **_prompt_means(read_parquet(folder / "alpaca.parquet")),
         "eval/accuracy": float(pairs["correct"].mean()),
         "eval/margin": float(pairs["margin"].mean()),
@@ -190,5 +191,6 @@ def _tags(experiment: Experiment, environment: dict[str, Any], not_finite: int) 
         "mallowspo.version": __version__,
         "mallowspo.git_commit": str(environment.get("git_commit")),
         "mallowspo.judge": experiment.evaluation.judge,
+        **({"mallowspo.second_judge": second} if (second := experiment.evaluation.second_judge) else {}),
         "mallowspo.not_finite": str(not_finite),
     }

@@ -15,6 +15,8 @@ from mallowspo.files import read_parquet, sha256_file, write_json
 from mallowspo.layout import Layout
 from mallowspo.settings import Experiment
 from mallowspo.tracking.contents import TIMING, RunContents, read_run
+from mallowspo.tracking.findings import experiment_metrics, experiment_tags
+from mallowspo.tracking.links import VIEW_TAG, view_state
 from mallowspo.tracking.store import connect, hide_credentials, http_limits, prepare_store, sqlite_file, store_errors
 from mallowspo.visible import visible
 
@@ -185,6 +187,7 @@ class _Writer:
         data = self._data_set(experiment)
         ids = {f"{child.method}/{child.seed}": self._child(parent, child, data) for child in children}
         mark_superseded(self.client, self.runs, {parent, *ids.values()}, self.layout)
+        self._view(children)
         return {
             "experiment_id": self.experiment,
             "parent_run_id": parent,
@@ -199,6 +202,12 @@ class _Writer:
             },
         }
 
+    def _view(self, children: list[RunContents]) -> None:
+        """The columns that `mallowspo ui-links` shows."""
+        state = view_state(name for child in children for name in child.evaluation)
+        if self.client.get_experiment(self.experiment).tags.get(VIEW_TAG) != state:
+            self.client.set_experiment_tag(self.experiment, VIEW_TAG, state)
+
     def _with_tags(self, tags: dict[str, str]) -> list[Any]:
         """Runs with these tags, our own first: an equal run of another results folder (a moved one, say) will do."""
         found = [run for run in self.runs if tags.items() <= run.data.tags.items()]
@@ -210,12 +219,17 @@ class _Writer:
         run = found[0] if found else self.client.create_run(self.experiment, tags=tags, run_name=self.layout.experiment)
         run_id: str = run.info.run_id
         described = {"mlflow.note.content": visible(title), "mallowspo.version": __version__}
+        described |= experiment_tags(experiment.evaluation, self.layout)
         set_tags(self.client, run, {**described, **results_tag(self.layout), SUPERSEDED: "false"})
+        now = int(time.time() * 1000)
+        metrics, stored = experiment_metrics(experiment.evaluation, self.layout), run.data.metrics
+        changed = [(key, value, now, 0) for key, value in metrics.items() if stored.get(key) != value]
+        log_metrics(self.client, run_id, changed)
         for file in (self.layout.settings, self.layout.report):
             self.client.log_artifact(run_id, str(file))
         self.client.log_artifacts(run_id, str(self.layout.figures), "figures")
         self.client.log_artifacts(run_id, str(self.layout.tables), "tables")
-        finish(self.client, run, int(time.time() * 1000))
+        finish(self.client, run, now)
         return run_id
 
     def _data_set(self, experiment: Experiment) -> Any:

@@ -32,8 +32,8 @@ def saved_by_autograd(scorer, rows):
             continue
         seen.add(node)
         waiting += [parent for parent, _ in node.next_functions]
-        for name in dir(node):
-            value = getattr(node, name) if name.startswith("_saved") else None
+        values = [getattr(node, name) for name in dir(node) if name.startswith("_saved")]
+        for value in [*values, *getattr(node, "saved_tensors", ())]:  # the latter of functions in Python
             if isinstance(value, torch.Tensor):
                 storage = value.untyped_storage()
                 if storage.data_ptr() not in weights:

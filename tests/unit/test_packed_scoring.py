@@ -125,7 +125,7 @@ def test_batch_order_sharing_and_chunk_change_nothing(name, data, chunk, keep):
     token = st.integers(0, 96)
     # Tokens that are all the same, or rows that cancel, would have gradients of 0 but for rounding.
     prompts = data.draw(st.lists(st.lists(token, min_size=3, max_size=12, unique=True), min_size=1, max_size=3))
-    response = st.lists(token, min_size=1, max_size=9)
+    response = st.lists(token, min_size=1, max_size=9, unique=True)
     rows = data.draw(
         st.lists(st.builds(Row, st.sampled_from(prompts), response, st.booleans()), min_size=1, max_size=6)
     )

@@ -45,7 +45,8 @@ def test_a_loss_touches_training_alone(package):
     copy, digests = package
     file = copy / "objectives/links.py"
     assert changed(digests, file, lambda text: text.replace("softplus(-weight * s)", "softplus(-weight * s * 2)")) == {
-        "train"
+        "train",
+        "signals",
     }
 
 
@@ -53,14 +54,14 @@ def test_the_kernel_touches_all_that_score(package):
     copy, digests = package
     file = copy / "head_chunks.py"
     assert changed(digests, file, lambda text: text.replace("CHUNK = 128", "CHUNK = 64")) == {
-        "reference", "other-pairs", "dispersion", "train", "score", "alpaca",
+        "reference", "other-pairs", "dispersion", "train", "score", "signals", "alpaca",
     }  # fmt: skip
 
 
 def test_tracking_and_the_reports_template_touch_themselves_alone(package):
     copy, digests = package
     assert changed(digests, copy / "tracking/store.py", lambda text: text + "\nNEW = 1\n") == {"track"}
-    for name in ("report.html.jinja", "page.css"):
+    for name in ("report.html.jinja", "page.css", "explore.js"):
         assert changed(digests, copy / "report" / name, lambda text: text + " ") == {"report"}
 
 

@@ -69,14 +69,14 @@ class Reader(HTMLParser):
 def test_sections_come_in_order(page):
     assert Reader(page).headings == [
         "What was compared", "Finding", "Main table", "Differences", "Reward against KL", "Learning curves",
-        "Dispersion", "Win rates", "Displacement of log-probabilities", "Samples", "Data health", "Cost",
-        "Versions and digests",
+        "Dispersion", "Explore prompts", "Win rates", "Displacement of log-probabilities", "Samples",
+        "Data health", "Cost", "Versions and digests",
     ]  # fmt: skip
 
 
 def test_page_is_one_file_and_hostile_text_stays_text(made, page):
     reader = Reader(page)
-    assert "script" not in reader.tags and "img" not in reader.tags and "b" not in reader.tags
+    assert reader.tags.count("script") == 2 and "img" not in reader.tags and "b" not in reader.tags
     assert len(reader.ids) == len(set(reader.ids))
     text = "".join(reader.texts)
     assert "<script>document.title = 'taken over'</script>" in text and "{{ 7 * 7 }}" in text

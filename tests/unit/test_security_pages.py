@@ -1,10 +1,14 @@
 """What models, judges and data wrote stays text: on the page, in Markdown, LaTeX and CSV, in figures and in MLflow."""
 
+import base64
 import csv
+import hashlib
+import html
 import io
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -101,7 +105,7 @@ class Reader(HTMLParser):
 def test_nothing_on_the_page_runs(made):
     page = made.layout.report.read_text(encoding="utf-8")
     reader = Reader(page)
-    assert not reader.tags & {"script", "img", "iframe", "object", "embed", "form", "base"}
+    assert not reader.tags & {"img", "iframe", "object", "embed", "base"}
     assert not [name for name, _ in reader.attributes if name.startswith("on")]
     assert not [
         v for n, v in reader.attributes if n in ("href", "src", "xlink:href") and (v or "").startswith("javascript")
@@ -112,6 +116,21 @@ def test_nothing_on_the_page_runs(made):
     assert "default-src 'none'" in page
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069\u200f]", page)
     assert "⟨U+202E⟩gnp.exe" in reader.text and "␛[2J" in reader.text
+
+
+def test_the_one_script_is_ours_and_its_data_are_no_markup(made):
+    page = made.layout.report.read_text(encoding="utf-8")
+    data, script = re.findall(r"<script[^>]*>(.*?)</script>", page, re.DOTALL)
+    assert page.count("<script") == page.count("</script>") == 2
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    assert html.unescape(policy).endswith(f"script-src 'sha256-{digest}'")
+    assert script == (Path(report.__file__).parent / "explore.js").read_text(encoding="utf-8")
+    assert not re.search("[<>&'\u2028\u2029]", data)
+    value = json.loads(data)
+    assert value["prompts"][0]["text"].startswith(ATTACKS[0]) and ATTACKS[1] in value["prompts"][0]["answers"][0]
+    for risky in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "fetch(", "import("):
+        assert risky not in script
 
 
 def test_every_figure_has_files_with_names_of_letters(made):

@@ -142,6 +142,7 @@ def test_a_stage_sees_only_what_it_declares(tmp_path):
         ("report.examples", 1, {"report"}),
         ("evaluation.temperatures", [0.3], {"compare", "report"}),
         ("evaluation.other_pairs", {}, {"compare", "report"}),
+        ("evaluation.second_judge", "reward:vader", {"second-score", "compare", "report"}),
     ],
 )
 def test_a_setting_touches_its_stages_and_no_others(tmp_path, key, value, stages):

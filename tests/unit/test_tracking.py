@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import shutil
 import socket
 import sqlite3
@@ -12,6 +13,7 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pandas as pd
 import pytest
@@ -22,6 +24,7 @@ from mallowspo.files import read_json, read_jsonl, write_json, write_jsonl, writ
 from mallowspo.layout import Layout
 from mallowspo.settings import Experiment
 from mallowspo.tracking.contents import metric_name
+from mallowspo.tracking.links import links, view_state
 from mallowspo.tracking.store import _hide_in, connect, hide_credentials
 from tests.made_up_results import TASK, write
 
@@ -353,3 +356,48 @@ def test_metric_names_fit_mlflow():
         metric_name("lm_eval", "gsm8k", "exact_match,flexible-extract") == "lm_eval/gsm8k/exact_match/flexible-extract"
     )
     assert metric_name("lm_eval", "a task (5)", "acc,none") == "lm_eval/a task _5_/acc/none"
+
+
+def test_links_name_runs_that_are_there_and_the_view_names_their_columns(results):
+    with pytest.raises(InputError, match=r"tracked\.json: no such file; run mallowspo track made_up first"):
+        links(results.layout)
+    tracked = results.track()
+    found = {what: urlsplit(url) for what, url in links(results.layout).items()}
+    assert all((url.scheme, url.netloc, url.path) == ("http", "127.0.0.1:5000", "/") for url in found.values())
+    route, _, query = found["compare"].fragment.partition("?")
+    asked = {name: json.loads(values[0]) for name, values in parse_qs(query, strict_parsing=True).items()}
+    assert route == "/compare-runs" and asked["experiments"] == [tracked["experiment_id"]]
+    client = results.client
+    labels = [client.get_run(run_id).data.params for run_id in asked["runs"]]
+    assert [(run["method"], int(run["seed"])) for run in labels] == [(m, s) for m in METHODS for s in SEEDS]
+    # The table's view is a tag of the experiment; its columns are what the runs have, its filter finds them all.
+    assert found["table"].fragment == f"/experiments/{tracked['experiment_id']}/runs?viewStateShareKey=mallowspo"
+    view = json.loads(client.get_experiment(tracked["experiment_id"]).tags["mlflow.sharedViewState.mallowspo"])
+    run = client.get_run(asked["runs"][0]).data
+    for column in view["selectedColumns"]:
+        kind, name = re.fullmatch(r"(params|metrics)\.`(.+)`", column).groups()
+        assert name in getattr(run, kind)
+    assert view["selectedColumns"][:4] == ["params.`method`", "params.`seed`", "params.`beta`", "metrics.`eval/reward`"]
+    assert f"metrics.`lm_eval/{TASK}/acc`" in view["selectedColumns"]
+    order = [f"{view['orderByKey']} DESC"]
+    sorted_runs = client.search_runs([tracked["experiment_id"]], view["searchFilter"], order_by=order)
+    assert {run.info.run_id for run in sorted_runs} == set(asked["runs"])
+    rewards = [run.data.metrics["eval/reward"] for run in sorted_runs]
+    assert rewards == sorted(rewards, reverse=True)
+
+
+def test_links_go_to_the_server_that_is_the_store(tmp_path):
+    layout = Layout(str(tmp_path), "x")
+    record = {"store": "https://mlflow.example.org/", "experiment_id": "7", "children": {"dpo/0": "a1"}}
+    write_json(layout.tracked, record)
+    assert links(layout)["table"].startswith("https://mlflow.example.org/#/experiments/7/runs?")
+    assert links(layout, "http://other:1")["compare"].startswith("http://other:1/#/compare-runs?runs=%5B%22a1%22%5D&")
+    write_json(layout.tracked, {"store": "sqlite:///x.db", "experiment_id": "7", "run_id": "b2"})
+    assert links(layout) == {"run": "http://127.0.0.1:5000/#/experiments/7/runs/b2"}
+
+
+def test_a_view_of_many_metrics_fits_into_a_tag():
+    many = [f"lm_eval/{'long_name_' * 20}{number}/acc" for number in range(300)] + ["eval/reward", "eval/kl"]
+    text = view_state(many)
+    assert len(text) <= 5000
+    assert json.loads(text)["selectedColumns"][3:5] == ["metrics.`eval/reward`", "metrics.`eval/kl`"]

@@ -39,7 +39,8 @@ def changed(smoke):
 def test_main_table(smoke):
     table = pd.read_csv(smoke.folder / "results/smoke/tables/main.csv")
     assert list(table.columns) == [
-        "method", "seeds", "n_prompts", "reward", "reward_ci_low", "reward_ci_high", "kl", "win_rate",
+        "method", "seeds", "n_prompts", "reward", "reward_ci_low", "reward_ci_high",
+        "second_reward", "second_reward_ci_low", "second_reward_ci_high", "kl", "win_rate",
         "win_rate_ci_low", "win_rate_ci_high", "mean_length", "review_sentiment/acc",
     ]  # fmt: skip
     assert table["method"].tolist() == ["reference", *METHODS]
@@ -76,7 +77,7 @@ def test_a_methods_beta_runs_that_method_and_what_hangs_on_it(smoke, changed):
     changed(lambda values: values["methods"]["mallows_phi"].update(beta=0.2))
     assert smoke.planned() == {
         "train": 1, "generate": 2, "score": 1, "score_answers": 1, "score_other_pairs": 1, "alpaca": 1, "lm_eval": 1,
-        "compare": 1, "report": 1, "track": 1,
+        "second_score": 2, "compare": 1, "report": 1, "track": 1,
     }  # fmt: skip
     plan = smoke.snakemake("--dry-run").stdout
     assert set(re.findall(r"method=([\w@.=]+)", plan)) == {"mallows_phi", "mallows_phi@temperature=0.5"}
@@ -110,7 +111,7 @@ def test_one_more_seed_adds_its_runs_only(smoke, changed):
 def test_one_more_temperature_or_set_of_pairs_adds_its_own_jobs_only(smoke, changed):
     after = {"compare": 1, "report": 1, "track": 1}
     changed(lambda values: values["evaluation"].update(temperatures=[0.5, 0.25]))
-    assert smoke.planned() == {"generate": 4, "score_answers": 4, **after}
+    assert smoke.planned() == {"generate": 4, "score_answers": 4, "second_score": 4, **after}
     more = {"again": {"source": "path:config/pairs/plain_endings.jsonl", "seed": 1, "max_pairs": 4}}
     changed(lambda values: values["evaluation"]["other_pairs"].update(more))
     assert smoke.planned() == {"other_pairs": 1, "score_other_pairs": 3, **after}
@@ -120,7 +121,7 @@ def test_policies_kept_along_the_training_are_trained_again_and_add_their_answer
     changed(lambda values: values["training"].update(keep=[0.5]))
     assert smoke.planned() == {
         "train": 3, "generate": 9, "score": 3, "score_answers": 6, "score_other_pairs": 3, "alpaca": 3, "lm_eval": 3,
-        "compare": 1, "report": 1, "track": 1,
+        "second_score": 9, "compare": 1, "report": 1, "track": 1,
     }  # fmt: skip
     plan = smoke.snakemake("--dry-run").stdout
     named = set(re.findall(r"method=([\w@.=]+)", plan))

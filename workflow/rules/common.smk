@@ -5,9 +5,10 @@ import sys
 from mallowspo.chains import folder_of, load_all
 from mallowspo.data_files import FOLDER as DATA, known_files
 from mallowspo.errors import InputError
-from mallowspo.judges.names import model_of
+from mallowspo.judges.names import is_a_model, model_of
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.methods import METHODS
+from mallowspo.pair_betas import labels_with_pair_beta
 from mallowspo.plan.requests import Requests
 from mallowspo.plan.retries import grown
 from mallowspo.policies import Policy
@@ -142,6 +143,10 @@ def model_of_the_reward(wildcards):
     return models_of(EXPERIMENTS[wildcards.experiment].evaluation.judge)
 
 
+def model_of_the_second_judge(wildcards):
+    return models_of(EXPERIMENTS[wildcards.experiment].evaluation.second_judge)
+
+
 def models_of_the_judges(wildcards):
     evaluation = EXPERIMENTS[wildcards.experiment].evaluation
     return models_of(evaluation.judge, evaluation.alpaca.judge)
@@ -154,7 +159,8 @@ def model_of_the_sampled_pairs(wildcards):
 def measured_judges(wildcards):
     """What is known of these models where an experiment trained them, and the pairs that it trained them on."""
     trained = [layout(name) for name in REWARD_MODELS]
-    places = map(Layout.of_reward_model, models_of_the_judges(wildcards))
+    folders = [*models_of_the_judges(wildcards), *model_of_the_second_judge(wildcards)]
+    places = map(Layout.of_reward_model, dict.fromkeys(folders))
     files = [(place, file) for place in places for file in (place.study, place.pairs("train"))]
     return [file for place, file in files if place in trained or file.exists()]
 
@@ -281,7 +287,15 @@ def scores(wildcards):
             files += [place.scores(method, seed) / "pairs.parquet" for place in other_pair_places(name)]
         if EXPERIMENTS[name].evaluation.lm_eval:
             files += [folder / "lm_eval.parquet", folder / "lm_eval.json"]
-    return [*files, *(layout(name).scores(*variant) / "score.parquet" for variant in EXPERIMENTS[name].variants())]
+    files += [layout(name).scores(*variant) / "score.parquet" for variant in EXPERIMENTS[name].variants()]
+    if EXPERIMENTS[name].evaluation.second_judge:
+        answered = [*policies(name), *EXPERIMENTS[name].variants()]
+        files += [layout(name).scores(*policy) / "second.parquet" for policy in answered]
+    if EXPERIMENTS[name].evaluation.signals:
+        adaptive = labels_with_pair_beta(EXPERIMENTS[name].methods)
+        seeds = EXPERIMENTS[name].seeds
+        files += [layout(name).scores(label, seed) / "signals.parquet" for label in adaptive for seed in seeds]
+    return files
 
 
 def other_pair_places(name):
@@ -332,5 +346,15 @@ def if_a_judge_is_asked(of_model, otherwise):
             if EXPERIMENTS[wildcards.experiment].evaluation.alpaca.judge
             else otherwise
         )
+
+    return resource
+
+
+def if_the_second_judge_is_a_model(of_model, otherwise):
+    """The same where the second judge is no function."""
+
+    def resource(wildcards, attempt, rulename):
+        judge = EXPERIMENTS[wildcards.experiment].evaluation.second_judge
+        return of_model(wildcards, attempt, rulename) if judge and is_a_model(judge) else otherwise
 
     return resource

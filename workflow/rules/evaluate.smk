@@ -89,6 +89,49 @@ use rule score as score_other_pairs with:
         depends=stage("score"),
 
 
+# The same answers by a judge that chose no pairs; only where evaluation.second_judge names one.
+rule second_score:
+    input:
+        judge=model_of_the_second_judge,
+        answers=PATH.samples("{method}", "{seed}"),
+    output:
+        scores=SCORES / "second.parquet",
+    log:
+        PATH.log("second_score-{method}-{seed}"),
+    benchmark:
+        PATH.benchmark("second_score-{method}-{seed}")
+    threads: if_the_second_judge_is_a_model(threads_beside(number_of_runs), 1)
+    resources:
+        mem_mb=if_the_second_judge_is_a_model(memory_of, 2000),
+        runtime=if_the_second_judge_is_a_model(minutes_of, 60),
+        gpu=if_the_second_judge_is_a_model(gpus_of, 0),
+    params:
+        call=call,
+        depends=stage("second-score"),
+    shell:
+        "mallowspo score {params.call:q} --second-judge --method {wildcards.method} --seed {wildcards.seed}"
+        " --threads {threads} > {log:q} 2>&1"
+
+
+# The beta of each held-out pair, of methods that have one; only where evaluation.signals says so.
+use rule score as signals with:
+    input:
+        policy=policy_folder,
+        model=model_folder,
+        pairs=PATH.pairs("test"),
+        tokens=PATH.tokens("test"),
+        reference=[PATH.reference("train"), PATH.reference("test")],
+    output:
+        betas=SCORES / "signals.parquet",
+    log:
+        PATH.log("signals-{method}-{seed}"),
+    benchmark:
+        PATH.benchmark("signals-{method}-{seed}")
+    params:
+        call=lambda wildcards: [*call(wildcards), "--signals"],
+        depends=stage("signals"),
+
+
 rule alpaca:
     input:
         judges=models_of_the_judges,

@@ -7,6 +7,8 @@ rule compare:
         dispersion=PATH.dispersion,
         pairs=all_test_pairs,
         reference=all_test_references,
+        # Read where evaluation.signals is set: prompts of the training pairs too.
+        training=[PATH.pairs("train"), PATH.reference("train")],
     output:
         by_group=PATH.accuracy_by_group,
         estimates=PATH.estimates,
@@ -14,6 +16,11 @@ rule compare:
         variants=PATH.variants,
         comparison=PATH.comparison,
         interaction=PATH.interaction,
+        second_opinion=PATH.second_opinion,
+        factorial=PATH.factorial,
+        tuning=PATH.tuning,
+        selection=PATH.selection,
+        signals=PATH.signals,
     log:
         PATH.log("compare"),
     benchmark:
@@ -39,13 +46,18 @@ rule report:
         variants=PATH.variants,
         comparison=PATH.comparison,
         interaction=PATH.interaction,
+        second_opinion=PATH.second_opinion,
+        factorial=PATH.factorial,
+        tuning=PATH.tuning,
+        selection=PATH.selection,
+        signals=PATH.signals,
         by_group=PATH.accuracy_by_group,
         dispersion=PATH.dispersion,
         dispersion_summary=PATH.dispersion_summary,
         health=PATH.data_health,
         pairs=[PATH.pairs("train"), PATH.pairs("test")],
         prompts=PATH.prompts,
-        reference=PATH.reference("test"),
+        reference=[PATH.reference("train"), PATH.reference("test")],
         answers=answers,
         judges=measured_judges,
     output:
@@ -77,6 +89,10 @@ rule track:
     input:
         runs=runs,
         scores=scores,
+        second_opinion=PATH.second_opinion,
+        factorial=PATH.factorial,
+        selection=PATH.selection,
+        signals=PATH.signals,
         page=PATH.report,
         tables=PATH.tables,
         figures=PATH.figures,

@@ -1,0 +1,1 @@
+"""`mallowspo compare FOLDER FOLDER`: two finished experiments against each other, from their files alone."""
