@@ -52,7 +52,13 @@ def trained_judges(experiment: Experiment | Study, results: str) -> list[str]:
     if isinstance(experiment, Study):
         return []
     on_policy, evaluation = experiment.pairs.on_policy, experiment.evaluation
-    folders = map(model_of, (on_policy.judge if on_policy else None, evaluation.judge, evaluation.alpaca.judge))
+    judges = (
+        on_policy.judge if on_policy else None,
+        evaluation.judge,
+        evaluation.second_judge,
+        evaluation.alpaca.judge,
+    )
+    folders = map(model_of, judges)
     places = {folder: Layout.of_reward_model(folder) for folder in folders if folder}
     return [
         place.experiment

@@ -102,3 +102,5 @@ def test_the_reward_model_that_judges_comes_with_it(folder):
     pairs["on_policy"]["judge"] = JUDGE
     folder("ranked", "made_up:two_layers", pairs=pairs)
     assert list(load_all(["ranked"])[1]) == ["ranked", "judge"]
+    folder("twice", "made_up:two_layers", evaluation={**evaluation, "second_judge": JUDGE})
+    assert list(load_all(["twice"])[1]) == ["twice", "judge"]
