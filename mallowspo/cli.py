@@ -14,10 +14,11 @@ from typing import Annotated, Any
 
 import typer
 
-from mallowspo import method_commands
+from mallowspo import method_commands, settings_commands
 from mallowspo.bench.commands import app as bench
 from mallowspo.between import commands as between
 from mallowspo.chains import located
+from mallowspo.data_files import fetch_data
 from mallowspo.errors import InputError
 from mallowspo.evaluation import commands
 from mallowspo.evaluation.settings import OtherPairsSettings
@@ -28,7 +29,6 @@ from mallowspo.experiments import (
     load_experiment,
     load_workflow,
     read_yaml,
-    settings_schema,
 )
 from mallowspo.files import write_json, write_text
 from mallowspo.layout import REFERENCE, Layout
@@ -126,6 +126,9 @@ def model(experiment: ExperimentName, results: Results = "results") -> None:
     chosen = settings.stage_view("model").model
     folder = Layout(results, experiment_file(experiment).stem).model(settings.model.key)
     _stage("model").fetch(located(chosen.source, results), chosen.sha256, folder, bool(chosen.trust_remote_code))
+
+
+app.command("fetch-data")(fetch_data)
 
 
 @app.command()
@@ -401,18 +404,8 @@ app.command("method-figures")(method_commands.method_figures)
 app.command()(plan)
 
 
-@app.command()
-def settings(experiment: ExperimentName) -> None:
-    """Check an experiment's file and print it with every default written out."""
-    typer.echo(dump_settings(load_experiment(experiment)), nl=False)
-
-
-@app.command()
-def schema() -> None:
-    """Print the JSON schema of an experiment's file (workflow/schemas/settings.schema.json)."""
-    typer.echo(json.dumps(settings_schema(), indent=2))
-
-
+app.command()(settings_commands.settings)
+app.command()(settings_commands.schema)
 app.add_typer(bench, name="bench")
 
 

@@ -1,5 +1,9 @@
 # Answers to the test prompts, and what judges and tasks say about them. The untrained policy is method "reference".
 
+for name in COMPARISONS:
+    for warning in EXPERIMENTS[name].evaluation.warnings():
+        print(f"mallowspo: {name}: {warning}", file=sys.stderr)
+
 SCORES = PATH.scores("{method}", "{seed}")
 
 
