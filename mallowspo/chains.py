@@ -1,10 +1,12 @@
-"""Experiments that begin where another one ended: `model.source: policy:EXPERIMENT/LABEL/seed=N`."""
+"""Experiments that need another one: they begin where it ended (`model.source: policy:EXPERIMENT/LABEL/seed=N`), or the
+reward model that it trains judges them (`reward:path:RESULTS/EXPERIMENT/model`)."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 from mallowspo.errors import InputError
-from mallowspo.experiments import experiment_file, load_experiment
+from mallowspo.experiments import EXPERIMENTS_FOLDER, experiment_file, load_experiment
+from mallowspo.judges.names import model_of
 from mallowspo.layout import Layout
 from mallowspo.sections import nearest
 from mallowspo.settings import Experiment, ModelSettings, TrainedPolicy
@@ -13,11 +15,12 @@ from mallowspo.studies.settings import Study
 Loaded = dict[str, Experiment | Study]
 
 
-def load_all(names: Iterable[str]) -> tuple[dict[str, str], Loaded]:
-    """Files and settings of experiments by their names: those that are asked for, and those that they begin from.
+def load_all(names: Iterable[str], results: str = "results") -> tuple[dict[str, str], Loaded]:
+    """Files and settings of experiments by their names: those that are asked for, and those that they need.
 
     Args:
         names: in config/experiments, or paths to .yaml files.
+        results: folder of all results, in which a judge is known by its place.
 
     Raises:
         InputError: a file is wrong, begins from a policy that the other does not train, or two begin from each other.
@@ -29,9 +32,11 @@ def load_all(names: Iterable[str]) -> tuple[dict[str, str], Loaded]:
         name = waiting.pop(0)
         experiments[name] = load_experiment(files[name])
         policy = trained_policy(experiments[name])
-        if policy and policy.experiment not in files:
-            files[policy.experiment] = str(experiment_file(policy.experiment))
-            waiting.append(policy.experiment)
+        needed = [policy.experiment] if policy else []
+        for other in [*needed, *trained_judges(experiments[name], results)]:
+            if other not in files:
+                files[other] = str(experiment_file(other))
+                waiting.append(other)
     for name in experiments:
         _check_chain(name, files, experiments)
     return files, experiments
@@ -40,6 +45,28 @@ def load_all(names: Iterable[str]) -> tuple[dict[str, str], Loaded]:
 def trained_policy(experiment: Experiment | Study) -> TrainedPolicy | None:
     """The other experiment's policy that this one begins from, if it does."""
     return experiment.model.policy if experiment.model else None
+
+
+def trained_judges(experiment: Experiment | Study, results: str) -> list[str]:
+    """Experiments whose reward models judge this one: those that have a file, at the place that it names."""
+    if isinstance(experiment, Study):
+        return []
+    on_policy, evaluation = experiment.pairs.on_policy, experiment.evaluation
+    judges = (
+        on_policy.judge if on_policy else None,
+        evaluation.judge,
+        evaluation.second_judge,
+        evaluation.alpaca.judge,
+    )
+    folders = map(model_of, judges)
+    places = {folder: Layout.of_reward_model(folder) for folder in folders if folder}
+    return [
+        place.experiment
+        for folder, place in places.items()
+        if Path(place.results) == Path(results)
+        and Path(folder) == place.reward_model
+        and (EXPERIMENTS_FOLDER / f"{place.experiment}.yaml").exists()
+    ]
 
 
 def first_model(model: ModelSettings) -> ModelSettings:

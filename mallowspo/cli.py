@@ -14,9 +14,11 @@ from typing import Annotated, Any
 
 import typer
 
+from mallowspo import method_commands, settings_commands
 from mallowspo.bench.commands import app as bench
 from mallowspo.between import commands as between
 from mallowspo.chains import located
+from mallowspo.data_files import fetch_data
 from mallowspo.errors import InputError
 from mallowspo.evaluation import commands
 from mallowspo.evaluation.settings import OtherPairsSettings
@@ -27,12 +29,9 @@ from mallowspo.experiments import (
     load_experiment,
     load_workflow,
     read_yaml,
-    settings_schema,
-    validate,
 )
 from mallowspo.files import write_json, write_text
 from mallowspo.layout import REFERENCE, Layout
-from mallowspo.methods import METHODS
 from mallowspo.model_files import trust_fetched
 from mallowspo.new.command import new
 from mallowspo.plan.command import plan
@@ -128,6 +127,9 @@ def model(experiment: ExperimentName, results: Results = "results") -> None:
     folder = Layout(results, experiment_file(experiment).stem).model(settings.model.key)
     source, trusted = located(chosen.source, results), bool(chosen.trust_remote_code)
     _stage("model").fetch(source, chosen.sha256, folder, trusted, chosen.quantized)
+
+
+app.command("fetch-data")(fetch_data)
 
 
 @app.command()
@@ -364,57 +366,34 @@ app.command("reward-model")(studies.reward_model)
 app.command()(studies.study)
 
 
-@app.command()
-def methods(as_json: Annotated[bool, typer.Option("--json", help="print a JSON list")] = False) -> None:
-    """Print the table of methods: name, formula, needs, source."""
-    rows = [
-        {"name": name, "formula": row.formula, "needs": list(row.needs), "source": row.source}
-        for name, row in METHODS.items()
-    ]
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        typer.echo(f"{row['name']}\n    loss    {row['formula']}\n    needs   {', '.join(row['needs'])}")
-        typer.echo(f"    source  {row['source']}")
+app.command()(method_commands.methods)
 
 
-@app.command()
-def winrate(
-    annotations: Annotated[str | None, typer.Option(help="AlpacaEval's annotations, JSON or .gz")] = None,
-    outputs: Annotated[str | None, typer.Option(help="or outputs to judge: FILE, or hub:ID@REVISION!FILE")] = None,
-    against: Annotated[str | None, typer.Option(help="the outputs that they are compared with")] = None,
-    judge: Annotated[str | None, typer.Option(help="who compares, such as reward:vader or openai:MODEL")] = None,
-    judge_settings: Annotated[str | None, typer.Option(help="YAML file of the judge's settings")] = None,
-    difficulty: Annotated[str | None, typer.Option(help="df_gamed.csv of the hub, for the official LC")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder for annotations, judgements and numbers")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-) -> None:
-    """Win rate and length-controlled win rate, of stored annotations or of two files of outputs."""
-    from mallowspo.evaluation import winrate as stage
-
-    if annotations and not (outputs or against or judge):
-        found = stage.of_annotations(annotations, difficulty)
-    elif outputs and against and judge and not annotations:
-        found = stage.of_outputs(outputs, against, judge, _judge_settings(judge_settings), out, difficulty)
-    else:
-        raise InputError("winrate: give --annotations, or all of --outputs, --against and --judge")
-    typer.echo(json.dumps(stage.printed(found), indent=2) if as_json else stage.told(found))
+app.command()(commands.winrate)
 
 
 @app.command()
 def judge(
-    name: Annotated[str, typer.Option("--judge", help="the judge, such as logprob:path:FOLDER")],
-    labels: Annotated[str, typer.Option(help="JSONL or .gz of input, output_1, output_2 and label (1 or 2)")],
+    experiment: Annotated[str | None, typer.Argument(help="an experiment whose evaluation has judge_labels")] = None,
+    name: Annotated[str | None, typer.Option("--judge", help="or a judge, such as logprob:path:FOLDER")] = None,
+    labels: Annotated[str | None, typer.Option(help="and JSONL of input, output_1, output_2, label (1 or 2)")] = None,
     judge_settings: Annotated[str | None, typer.Option(help="YAML file of the judge's settings")] = None,
     out: Annotated[Path | None, typer.Option(help="folder for judge.json and the judgements")] = None,
     asked_again: Annotated[int, typer.Option(help="pairs asked twice, to see whether the judge repeats itself")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    results: Results = "results",
+    threads: Threads = 0,
 ) -> None:
     """Measure a judge on pairs with human labels: agreement, taste for position and length, flips."""
     from mallowspo.judges import labels as stage
 
-    found = stage.judge_labels(name, labels, _judge_settings(judge_settings), out, asked_again)
+    if experiment and not (name or labels):
+        settings, layout, _ = _open(experiment, results, threads)
+        stage.run(settings.stage_view("judge"), layout)
+        return
+    if experiment or not (name and labels):
+        raise InputError("judge: give an EXPERIMENT, or both --judge and --labels")
+    found = stage.judge_labels(name, labels, commands.judge_settings_of(judge_settings), out, asked_again)
     typer.echo(json.dumps(found, indent=2) if as_json else stage.told(found))
 
 
@@ -422,32 +401,12 @@ app.command(epilog=commands.EXAMPLE)(commands.evaluate)
 app.command("lm-compare")(commands.lm_compare)
 
 
-@app.command("method-figures")
-def method_figures(
-    folder: Annotated[Path, typer.Option(help="where the SVG files go")] = Path("docs/images"),
-) -> None:
-    """Draw the figures of docs/method.md: links, the jump at 0 and its smoothings, weight against entropy."""
-    from mallowspo.method_figures import run
-
-    for path in run(folder):
-        typer.echo(path)
-
-
+app.command("method-figures")(method_commands.method_figures)
 app.command()(plan)
 
 
-@app.command()
-def settings(experiment: ExperimentName) -> None:
-    """Check an experiment's file and print it with every default written out."""
-    typer.echo(dump_settings(load_experiment(experiment)), nl=False)
-
-
-@app.command()
-def schema() -> None:
-    """Print the JSON schema of an experiment's file (workflow/schemas/settings.schema.json)."""
-    typer.echo(json.dumps(settings_schema(), indent=2))
-
-
+app.command()(settings_commands.settings)
+app.command()(settings_commands.schema)
 app.add_typer(bench, name="bench")
 
 
@@ -462,12 +421,6 @@ def _other_pairs(name: str, settings: Experiment) -> OtherPairsSettings:
     if name not in sets:
         raise InputError(f"'{name}' is no set under evaluation.other_pairs; there are: {', '.join(sets) or 'none'}")
     return sets[name]
-
-
-def _judge_settings(file: str | None) -> Any:
-    from mallowspo.judges.settings import JudgeSettings
-
-    return validate(JudgeSettings, read_yaml(file), file) if file else JudgeSettings()
 
 
 def _workflow(results: str) -> Any:

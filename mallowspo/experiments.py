@@ -112,7 +112,26 @@ def load_experiment(name: str) -> Experiment | Study:
     path = experiment_file(name)
     values = read_yaml(path)
     experiment: Experiment | Study = validate(_class_of(values, str(path)), values, str(path))
-    return experiment
+    return experiment if isinstance(experiment, Study) else _without_absent_sets(experiment)
+
+
+def _without_absent_sets(experiment: Experiment) -> Experiment:
+    """The same without the sets of other pairs that may be left out and cannot be had; they are told in left_out."""
+    from mallowspo.data_files import can_be_had  # which reads its list by `read_yaml` of this module
+
+    sets = experiment.evaluation.other_pairs
+    absent = {
+        name: chosen.source
+        for name, chosen in sets.items()
+        if chosen.where_absent == "skip" and not can_be_had(chosen.source.removeprefix("path:"))
+    }
+    if not absent:
+        return experiment
+    left = {name: chosen for name, chosen in sets.items() if name not in absent}
+    evaluation = experiment.evaluation.model_copy(
+        update={"other_pairs": left, "left_out": {**experiment.evaluation.left_out, **absent}}
+    )
+    return experiment.model_copy(update={"evaluation": evaluation})
 
 
 def load_comparison(name: str) -> Experiment:

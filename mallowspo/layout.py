@@ -124,6 +124,11 @@ class Layout:
         return self.root / "scores" / method / f"seed={seed}"
 
     @property
+    def judge_measured(self) -> Path:
+        """What the win rates' judge is like on pairs with human labels."""
+        return self.root / "judge" / "judge.json"
+
+    @property
     def frontier(self) -> Path:
         """Methods at equal KL, where there are several betas of one."""
         return self.root / "frontier.parquet"

@@ -28,6 +28,7 @@ STAGE_MODULES = {
     "second-score": "mallowspo.evaluation.second_judge",
     "signals": "mallowspo.evaluation.pair_betas",
     "alpaca": "mallowspo.evaluation.alpaca",
+    "judge": "mallowspo.judges.labels",
     "lm-eval": "mallowspo.evaluation.lm_eval",
     "compare": "mallowspo.compare",
     "report": "mallowspo.report.page",

@@ -16,7 +16,7 @@ from mallowspo.files import digest
 from mallowspo.judges.names import check_reward_name
 from mallowspo.layout import REFERENCE
 from mallowspo.methods import CHOICES, METHODS
-from mallowspo.pairs.settings import SplitSettings
+from mallowspo.pairs.settings import SplitSettings, TextsSettings
 from mallowspo.policies import Policy
 from mallowspo.sections import LABEL, Section, dotted, jsonable, nearest, view_of
 from mallowspo.stage_reads import CHANGES_NOTHING, STAGE_READS
@@ -158,10 +158,11 @@ class OnPolicySettings(Section):
 class PairsSettings(Section):
     """Where preference pairs come from."""
 
-    source: str = Field(pattern=PAIRS_SOURCE, description="hub:ID@REVISION, path:FILE, or on_policy:PROMPTS_FILE")
+    source: str = Field(pattern=PAIRS_SOURCE, description="hub:ID@REVISION, path:FILE, or on_policy: (FILE or hub:)")
     hub_split: str = "train"
     hub_data_dir: str | None = Field(default=None, description="folder inside the hub data set; default: all of it")
     on_policy: OnPolicySettings | None = None
+    texts: TextsSettings | None = None
     split: SplitSettings = SplitSettings()
     max_train: int | None = Field(default=None, ge=1, description="keep that many training prompts, by seeded draw")
     max_test: int | None = Field(default=None, ge=1)

@@ -15,6 +15,7 @@ STAGE_READS: dict[str, tuple[str, ...]] = {
     "second-score": ("evaluation.second_judge",),
     "signals": ("model.precision", "reference.tokens_per_batch"),
     "alpaca": ("evaluation.judge", "evaluation.alpaca", "evaluation.comparison.baseline"),
+    "judge": ("evaluation.judge", "evaluation.alpaca.judge", "evaluation.alpaca.settings", "evaluation.judge_labels"),
     "lm-eval": ("model.precision", "evaluation.lm_eval"),
     "compare": (
         *("methods", "seeds", "training.keep", "generation.temperature", "evaluation.comparison", "evaluation.lm_eval"),

@@ -241,6 +241,7 @@ def _judged(method: str, seed: int, win_rate: float, count: int) -> dict[str, An
         "n_total": count, "lc_winrate_official": None, "lc_winrate_approximate": None, "prefer_first": share,
         "flips": {**share, "value": 0.0, "low": 0.0}, "ties": {**share, "value": 0.1, "low": 0.0, "high": 0.2},
         "length_slope": {"value": 0.3, "low": 0.1, "high": 0.5, "n": count}, "failed": 0, "equal_answers": 0,
+        "self_consistency": {"value": 1.0, "low": None, "high": None, "n": 0, "note": "deterministic"},
     }  # fmt: skip
     versions = {"alpaca_eval": "0.6.6", "scikit-learn": "1.9.1"}
     return {"judge": "reward:vader", "orders": "both", "versions": versions, "comparisons": [comparison]}

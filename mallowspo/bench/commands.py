@@ -147,6 +147,37 @@ def reference(
 
 
 @app.command()
+def generation(
+    model: Model = MODEL,
+    sha256: Sha256 = None,
+    file: Annotated[
+        Path | None, typer.Option("--prompts", help="JSON or JSONL of `instruction` or `prompt`; default: made-up ones")
+    ] = None,
+    prompts: Annotated[int, typer.Option("--number-of-prompts", help="prompts to answer")] = 32,
+    batch: Annotated[int, typer.Option(help="prompts answered at a time")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(help="tokens of an answer at most")] = 128,
+    dtype: Annotated[str, typer.Option(help="of weights and products: float32 or bfloat16")] = "float32",
+    threads: Threads = 2,
+    device: Device = "cpu",
+    repeats: Repeats = 3,
+    seed: Annotated[int, typer.Option(help="of prompts and answers")] = 1,
+    json: Json = None,
+    out: Out = None,
+) -> None:
+    """Answer prompts with our sampling and with model.generate in turn, sampled and greedy: tokens a second."""
+    from mallowspo.bench import generation as bench
+    from mallowspo.bench import processes, tables
+
+    sizes = (file, prompts, batch, max_new_tokens, dtype, threads, device, repeats, seed)
+    options = bench.GenerationOptions(model, *sizes)
+    with _work(out) as work:
+        options = replace(options, model=str(model_folder(model, sha256, work)))
+        with _progress(bench.measurements(options)) as tell:
+            found = bench.run(options, work, processes.run, tell)
+        _finish(found, tables.generation_tables(found), json)
+
+
+@app.command()
 def scaling(
     lengths: Annotated[str, typer.Option(help="tokens of a row")] = "128,256,512,1024,2048,4096",
     vocabularies: Annotated[str, typer.Option(help="sizes of the vocabulary")] = "1024,4096,16384,65536",

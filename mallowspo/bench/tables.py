@@ -97,6 +97,29 @@ def reference_tables(found: dict[str, Any]) -> list[Table]:
     return [table]
 
 
+def generation_tables(found: dict[str, Any]) -> list[Table]:
+    """One table: a row a way to choose tokens."""
+    options, prompts = found["options"], found["prompts"]
+    table = Table(
+        title=f"Tokens a second: answers to {prompts['number']} prompts ({prompts['tokens']} tokens) in batches of "
+        f"{options['batch']}, at most {options['max_new_tokens']} tokens each, {options['dtype']}, "
+        f"{options['threads']} threads",
+        caption="Against model.generate. Medians, least to most of the rounds; faster by: of the rounds' own ratios.",
+    )
+    for column in ("", "mallowspo", "generate", "faster by", "processor", "equal answers"):
+        table.add_column(column, justify="right" if column else "left")
+    for law, figures in found["laws"].items():
+        rates, ratios = figures["tokens_per_second"], figures["speedup_by_round"]
+        table.add_row(
+            law,
+            *(_spread(rates[side]) for side in ("ours", "generate")),
+            _spread({"median": figures["speedup"], "min": min(ratios), "max": max(ratios)}),
+            f"{figures['processor_speedup']:.2f}",
+            f"{figures['equal_answers']:.0%}",
+        )
+    return [table]
+
+
 def scaling_tables(found: dict[str, Any]) -> list[Table]:
     """A table a size that grows, and one of the bytes that a token takes at each vocabulary."""
     tables = []

@@ -16,6 +16,7 @@ KINDS = {
     "matmul": "mallowspo.bench.operations:measure_matmul",
     "plain_forward": "mallowspo.bench.plain:measure_forward",
     "scaling": "mallowspo.bench.scaling_point:measure",
+    "generation": "mallowspo.bench.generation:measure",
 }
 
 

@@ -51,7 +51,7 @@ def _pairs(view: Any, settings: OtherPairsSettings, layout: Layout, model_folder
     tokenizer = load_tokenizer(model_folder)
     check_tokenizer(tokenizer, view.tokens)
     try:
-        source = pinned(PairsSettings(**settings.model_dump(exclude={"max_pairs", "seed"})))
+        source = pinned(PairsSettings(**settings.model_dump(exclude={"max_pairs", "seed", "where_absent"})))
         reads = read_source(source, view.tokens.template)
         usable, listed = check_rows(reads, tokenizer, source.source, view.tokens)
         write_jsonl(layout.unusable_rows, listed)

@@ -1,6 +1,7 @@
 """What is measured on the test prompts and pairs, and how it is compared."""
 
 import re
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -57,6 +58,16 @@ class OtherPairsSettings(Section):
     max_pairs: int | None = Field(default=1000, ge=1, description="keep that many pairs, by seeded draw; null: all")
     seed: int = 0
     max_unusable_share: float = Field(default=0.05, ge=0, le=1, description="stop when more rows cannot be used")
+    where_absent: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="of a file that is not there and cannot be fetched; skip: leave the set out, and say so",
+    )
+
+    @model_validator(mode="after")
+    def _a_file_may_be_absent(self) -> "OtherPairsSettings":
+        if self.where_absent == "skip" and not self.source.startswith("path:"):
+            raise ValueError("where_absent: skip is for path: sources; whether the hub answers is not known beforehand")
+        return self
 
 
 class AlpacaSettings(Section):
@@ -97,9 +108,18 @@ class EvaluationSettings(Section):
         "first judge sees shows",
     )
     alpaca: AlpacaSettings = AlpacaSettings()
+    judge_labels: str | None = Field(
+        default=None,
+        description="pairs with human labels (JSON, JSONL or .gz of input, output_1, output_2, label 1 or 2), on which "
+        "the judge of the win rates is measured",
+    )
     kl_answers: int = Field(default=1, ge=1, description="answers to each prompt behind the KL estimate")
     temperatures: list[float] = Field(
         default=[], description="sample and reward answers at these too, besides generation.temperature"
+    )
+    left_out: dict[str, str] = Field(
+        default={},
+        description="sets of other_pairs whose file is absent, with their sources: filled in when settings are read",
     )
     other_pairs: dict[str, OtherPairsSettings] = Field(
         default={}, description="further sets of pairs by name: implicit accuracy, margin and calibration on each"
@@ -146,3 +166,10 @@ class EvaluationSettings(Section):
             if not re.fullmatch(LABEL, name) or name in ("train", "test"):
                 raise ValueError(f"name '{name}' must be lower-case letters, digits and _, and not train or test")
         return sets
+
+    def warnings(self) -> list[str]:
+        """What the terminal says before the workflow runs: parts that cannot be run here."""
+        return [
+            f"evaluation.other_pairs.{name} is left out: {source} is not there and cannot be fetched"
+            for name, source in self.left_out.items()
+        ]

@@ -21,7 +21,8 @@ from mallowspo.evaluation.suite_phases import Phases
 from mallowspo.evaluation.winrate import LENGTH_CONTROLLED, Compared, Side, compare, provenance
 from mallowspo.files import digest, read_json, read_jsonl, sha256_file, write_json, write_parquet
 from mallowspo.inference import estimate
-from mallowspo.judges.judge import judge_digest
+from mallowspo.judges.judge import Judge, judge_digest
+from mallowspo.judges.labels import judge_labels
 from mallowspo.judges.open import open_judge
 from mallowspo.judges.settings import JudgeSettings
 from mallowspo.layout import REFERENCE
@@ -39,8 +40,8 @@ NEEDS: dict[str, tuple[str | tuple[str, ...], ...]] = {
     "kl": ("reference", ("prompts", "against")),
 }
 #: What only some parts read: giving it without one of them is a mistake.
-READ_BY = {"judge": ["alpaca"], "judge_settings": ["alpaca"], "difficulty": ["alpaca"], "tasks": ["lm"],
-           "include_path": ["lm"], "limit": ["lm"], "pairs": ["pairs"], "prompts": ["alpaca", "kl"],
+READ_BY = {"judge": ["alpaca"], "judge_settings": ["alpaca"], "labels": ["alpaca"], "difficulty": ["alpaca"],
+           "tasks": ["lm"], "include_path": ["lm"], "limit": ["lm"], "pairs": ["pairs"], "prompts": ["alpaca", "kl"],
            "against": ["alpaca", "kl"], "max_prompts": ["alpaca", "kl"], "max_pairs": ["pairs"]}  # fmt: skip
 COLUMNS = ["part", "measure", "value", "standard_error", "ci_low", "ci_high", "n", "note"]
 Z = 1.959963984540054  # of a 95 % interval
@@ -55,6 +56,7 @@ class Request:
     out: Path
     judge: str | None = None
     judge_settings: JudgeSettings | None = None
+    labels: str | None = None
     reference: Path | None = None
     prompts: str | None = None
     against: str | None = None
@@ -183,11 +185,26 @@ def _alpaca(
 
     def work() -> None:
         found: Compared = compare(ours, theirs, judge, settings, request.out / "judgements", request.difficulty)
-        write_json(folder / "judge.json", {**provenance(judge, settings), **found.beside_the_judge()})
+        write_json(folder / "judge.json", {**found.beside_the_judge(), **provenance(judge, settings)})
         write_json(folder / "winrate.json", {"generator": ours.name, "against": theirs.name, **found.summary()})
 
     phases.do("alpaca", depends, [folder / "winrate.json", folder / "judge.json"], work)
-    return _alpaca_rows(read_json(folder / "judge.json"), theirs.name)
+    rows = _alpaca_rows(read_json(folder / "judge.json"), theirs.name)
+    return [*rows, *_on_labels(request, phases, judge, settings)] if request.labels else rows
+
+
+def _on_labels(request: Request, phases: Phases, judge: Judge, settings: JudgeSettings) -> list[dict[str, Any]]:
+    """How far the judge agrees with people, on pairs that they have labelled."""
+    labels, folder = str(request.labels), request.out / "labels"
+    depends = {"judge": judge_digest(judge), "settings": settings.model_dump(), "labels": sha256_file(labels)}
+    depends["code"] = code_digest("judge")
+
+    def work() -> None:
+        judge_labels(judge, labels, settings, folder)
+
+    phases.do("labels", depends, [folder / "judge.json"], work)
+    found = read_json(folder / "judge.json")
+    return [_rate("judge agrees with people", found["agreement"]) | {"note": Path(labels).name}]
 
 
 def _alpaca_rows(judged: dict[str, Any], against: str) -> list[dict[str, Any]]:
@@ -196,14 +213,18 @@ def _alpaca_rows(judged: dict[str, Any], against: str) -> list[dict[str, Any]]:
     for name, title in zip(LENGTH_CONTROLLED, ("LC", "LC (approx.)"), strict=True):
         if judged[name] is not None:
             rows.append(_row("alpaca", f"{title} against {against}, %", judged[name], None, judged["n_total"]))
-    rows[0]["note"] = f"judge {judged['judge']}, {judged['orders']} orders"
-    for name, title in (("prefer_first", "judge prefers what is shown first"), ("flips", "judge flips"),
-                        ("length_slope", "judge's length slope")):  # fmt: skip
-        measured = judged[name]
-        if measured["value"] is not None:
-            row = _row("alpaca", title, measured["value"], None, measured["n"])
-            rows.append(row | {"ci_low": measured["low"], "ci_high": measured["high"]})
+    rows[0]["note"] = f"judge {judged['judge']}, {'both orders' if judged['orders'] == 'both' else 'one order'}"
+    titles = {"prefer_first": "judge prefers what is shown first", "flips": "judge flips"}
+    titles |= {"length_slope": "judge's length slope", "self_consistency": "judge agrees with itself"}
+    rows += [_rate(title, judged[name]) for name, title in titles.items() if judged[name]["value"] is not None]
     return rows
+
+
+def _rate(title: str, measured: dict[str, Any]) -> dict[str, Any]:
+    """A measure of the judge."""
+    bounds = {f"ci_{end}": math.nan if measured[end] is None else measured[end] for end in ("low", "high")}
+    row = _row("alpaca", title, measured["value"], None, measured["n"])
+    return row | bounds | {"note": measured.get("note", "")}
 
 
 def _lm(request: Request, phases: Phases) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Win rate of any outputs against any others, by any judge: AlpacaEval's code counts, every judgement is kept."""
 
 import importlib.metadata
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from mallowspo.evaluation.outputs import generator_of, read_outputs
 from mallowspo.files import write_json
 from mallowspo.judges.judge import NO_PREFERENCE, Judge, Judgement, Question, judge_digest
 from mallowspo.judges.judgements import Asking, ask_all
-from mallowspo.judges.measure import first_better, measure, pairs_of
+from mallowspo.judges.measure import DETERMINISTIC, consistency, first_better, measure, pairs_of
 from mallowspo.judges.open import open_judge
 from mallowspo.judges.settings import JudgeSettings
 
@@ -84,10 +85,30 @@ def compare(
     askings = [Asking(question) for question in questions]
     if settings.orders == "both":
         askings = [asking for pair in questions for asking in (Asking(pair), Asking(pair.swapped))]
-    judgements = ask_all(judge, askings, folder, settings)
+    again = [] if judge.deterministic else asked_again(questions, settings.asked_again_share)
+    # In one call: the costs that are told, and the budget, are of both.
+    judgements = ask_all(judge, [*askings, *again], folder, settings)
     found = head_to_head(ours.rows, theirs.rows, _prefer(judgements), judge.name, ours.name, _other_name(ours, theirs))
-    judged = {"equal_answers": len(ours.rows) - len(questions), **measure(pairs_of(questions, judgements))}
+    judged = {
+        "equal_answers": len(ours.rows) - len(questions),
+        **measure(pairs_of(questions, judgements)),
+        "self_consistency": _self_consistency(judge, again, judgements),
+    }
     return Compared(found, length_controlled(found.annotations, difficulty), judged)
+
+
+def asked_again(questions: Sequence[Question], share: float) -> list[Asking]:
+    """A share of the questions, a second time: those whose digests come first, the same after a resumption."""
+    drawn = sorted(questions, key=lambda question: question.key())[: math.ceil(share * len(questions))]
+    return [Asking(question, repeat=1) for question in drawn]
+
+
+def _self_consistency(judge: Judge, again: list[Asking], judgements: Mapping[Asking, Judgement]) -> dict[str, Any]:
+    """Over the pairs that were asked twice; `judges.measure.consistency`."""
+    if judge.deterministic:
+        return DETERMINISTIC
+    first = [judgements[Asking(asking.question)] for asking in again]
+    return consistency(first, [judgements[asking] for asking in again])
 
 
 def of_annotations(path: str | Path, difficulty: str | None = None) -> dict[str, Any]:

@@ -60,7 +60,8 @@ class Judgements:
             key = question.key(repeat)
             self.found[key] = judgement
             shown = {"instruction": question.instruction, "output_1": question.first, "output_2": question.second}
-            rows.append({"key": key, **shown, **judgement.row()})
+            again = {"repeat": repeat} if repeat else {}
+            rows.append({"key": key, **again, **shown, **judgement.row()})
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,4 +1,4 @@
-"""A judge against people: `mallowspo judge --judge NAME --labels FILE`."""
+"""A judge against people: `mallowspo judge --judge NAME --labels FILE`, and the stage "judge" of an experiment."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,17 +9,35 @@ from mallowspo.evaluation.outputs import read_rows
 from mallowspo.files import write_json
 from mallowspo.judges.judge import Judge, Question, judge_digest
 from mallowspo.judges.judgements import Asking, ask_all
-from mallowspo.judges.measure import Both, agreement, consistency, measure, pairs_of
+from mallowspo.judges.measure import DETERMINISTIC, Both, agreement, consistency, measure, pairs_of
 from mallowspo.judges.open import open_judge
 from mallowspo.judges.settings import JudgeSettings
+from mallowspo.layout import Layout
+
+
+def run(view: Any, layout: Layout) -> None:
+    """Stage "judge": the judge of an experiment's win rates on its labels; writes judge.json and the judgements.
+
+    Args:
+        view: of .evaluation: .judge, .alpaca.judge, .alpaca.settings, .judge_labels.
+
+    Raises:
+        InputError: no labels are named, or see `judge_labels`.
+    """
+    evaluation = view.evaluation
+    if not evaluation.judge_labels:
+        raise InputError("evaluation.judge_labels names no file of pairs with human labels")
+    name, out = evaluation.alpaca.judge or evaluation.judge, layout.judge_measured.parent
+    judge_labels(name, evaluation.judge_labels, evaluation.alpaca.settings, out)
 
 
 def judge_labels(
-    name: str, labels: str, settings: JudgeSettings, out: Path | None = None, asked_again: int = 100
+    name: str | Judge, labels: str, settings: JudgeSettings, out: Path | None = None, asked_again: int = 100
 ) -> dict[str, Any]:
     """Measure a judge on pairs with human labels; with `out`, judge.json and the judgements are kept there.
 
     Args:
+        name: of the judge, or the judge where it is open already: its model may be large.
         labels: rows of input, output_1, output_2 and label (1 or 2, the better output), and subset if there are parts.
         asked_again: so many pairs are asked a second time, to see whether the judge agrees with itself; a judge that
             is deterministic is not asked again.
@@ -31,13 +49,13 @@ def judge_labels(
     for number, row in enumerate(rows):
         if row["label"] not in (1, 2):
             raise InputError(f"{labels}: row {number}: label {row['label']!r} is neither 1 nor 2")
-    judge = open_judge(name, settings)
+    judge = open_judge(name, settings) if isinstance(name, str) else name
     folder = out and out / "judgements"
     questions = [Question(row["input"], row["output_1"], row["output_2"]) for row in rows]
     askings = [asking for pair in questions for asking in (Asking(pair), Asking(pair.swapped))]
     pairs = pairs_of(questions, ask_all(judge, askings, folder, settings))
     found = {
-        "judge": name,
+        "judge": judge.name,
         "judge_digest": judge_digest(judge),
         "labels": Path(labels).name,
         "agreement": agreement(pairs, [row["label"] for row in rows]),
@@ -81,7 +99,7 @@ def _self_consistency(
     judge: Judge, pairs: Sequence[Both], folder: Path | None, settings: JudgeSettings
 ) -> dict[str, Any]:
     if judge.deterministic:
-        return {"value": 1.0, "low": None, "high": None, "n": 0, "note": "deterministic"}
+        return DETERMINISTIC
     again = ask_all(judge, [Asking(pair.question, repeat=1) for pair in pairs], folder, settings)
     return consistency([pair.given for pair in pairs], [again[Asking(pair.question, repeat=1)] for pair in pairs])
 

@@ -25,6 +25,10 @@ FEWEST_FOR_SLOPE = 10
 STEEPEST = 50
 
 
+#: Of a judge that is not asked again, because it would say the same.
+DETERMINISTIC: dict[str, Any] = {"value": 1.0, "low": None, "high": None, "n": 0, "note": "deterministic"}
+
+
 class Both(NamedTuple):
     """Judgements of one pair, shown as given and swapped; `swapped` is None where one order was judged."""
 

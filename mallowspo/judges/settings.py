@@ -29,6 +29,13 @@ class JudgeSettings(BaseModel):
     max_failed_share: float = Field(
         default=0.02, ge=0, le=1, description="stop when more replies are refusals or cannot be read"
     )
+    asked_again_share: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="of the pairs, asked a second time to see whether the judge agrees with itself; a deterministic "
+        "judge is not",
+    )
     concurrency: int = Field(default=8, ge=1, description="openai: requests at a time")
     batch: int = Field(default=16, ge=1, description="local models: comparisons at a time")
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -47,6 +47,8 @@ class TableJudge:
         return 0, 0
 
     def _add(self, number: int, row: dict[str, Any]) -> None:
+        if row.get("repeat"):  # asked again, to see whether the judge repeats itself: the first reply counts
+            return
         preference = row.get("preference")
         if row.get("problem"):
             judgement = Judgement(None, problem=str(row["problem"]))

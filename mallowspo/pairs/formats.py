@@ -1,13 +1,16 @@
 """One row of a data set, in whichever format, as one candidate pair, or the reason why it cannot be used.
 
 Known formats: HH dialogues (chosen, rejected), standard (prompt, chosen, rejected), conversational (the same as lists
-of messages), the last two without a prompt column, where the prompt is what both sides share (as in TRL), and votes of
-several people (prompt, a, b, votes_a, votes_b), where the side with more votes is chosen.
+of messages), the last two without a prompt column, where the prompt is what both sides share (as in TRL), votes of
+several people (prompt, a, b, votes_a, votes_b), where the side with more votes is chosen, and two data sets of the hub
+with columns of their own: stanfordnlp/SHP (history, human_ref_A, human_ref_B, labels) and lvwerra/stack-exchange-paired
+(question, response_j, response_k).
 """
 
 import math
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from mallowspo.files import digest
 from mallowspo.pairs.dialogues import (
@@ -72,10 +75,10 @@ def recognise(values: dict[str, Any], template: str) -> Candidate:
 
     Raises:
         UnusableRow: a side or the prompt is missing, empty or not text, the sides are equal, the prompts differ, or
-            the votes are tied, sum to 0, or are no numbers.
+            the votes are tied, sum to 0, or are no numbers, or SHP's label is neither 0 nor 1.
     """
-    if "votes_a" in values and "chosen" not in values:
-        values = _by_votes(values)
+    if "chosen" not in values:
+        values = _in_our_columns(values)
     chosen, rejected = (_present(values, side) for side in ("chosen", "rejected"))
     if isinstance(chosen, str) and isinstance(rejected, str):
         prompt, messages, chosen, rejected = _from_texts(values, chosen, rejected, template)
@@ -111,6 +114,51 @@ def prompt_of(value: Any, template: str) -> tuple[str, list[Message]]:
     if is_dialogue(value):
         return value, to_messages(value)
     return value, [{"role": "user", "content": value}]
+
+
+def _in_our_columns(values: dict[str, Any]) -> dict[str, Any]:
+    """A row of a format that names its sides otherwise, with chosen and rejected; any other row as it is."""
+    if "votes_a" in values:
+        return _by_votes(values)
+    if "human_ref_A" in values:
+        return _of_shp(values)
+    return _of_stack_exchange(values) if "response_j" in values else values
+
+
+def _of_shp(values: dict[str, Any]) -> dict[str, Any]:
+    """SHP (Ethayarajh et al. 2022): the first reference is preferred where `labels` is 1; columns of one side, such as
+    score_A, become score_chosen and score_rejected."""
+    label = _present(values, "labels")
+    if str(label) not in ("0", "1"):
+        raise UnusableRow(FORMAT, f"labels is {label!r}; SHP's is 1 where human_ref_A is preferred, else 0")
+    sides = {"A": "chosen", "B": "rejected"} if str(label) == "1" else {"A": "rejected", "B": "chosen"}
+    row = _one_question(values, "history", {f"human_ref_{letter}": side for letter, side in sides.items()})
+    row.pop("labels")
+    return {_of_side(name, sides): value for name, value in row.items()}
+
+
+def _of_side(name: str, sides: dict[str, str]) -> str:
+    start, _, letter = name.rpartition("_")
+    return f"{start}_{sides[letter]}" if start and letter in sides else name
+
+
+def _of_stack_exchange(values: dict[str, Any]) -> dict[str, Any]:
+    """lvwerra/stack-exchange-paired: response_j has the higher score; `site` is told by the address of the question."""
+    row = _one_question(values, "question", {"response_j": "chosen", "response_k": "rejected"})
+    address = next(iter(values.get("metadata") or []), None)
+    host = urlsplit(address).hostname if isinstance(address, str) else None
+    return row | ({"site": host} if host else {})
+
+
+def _one_question(values: dict[str, Any], prompt: str, sides: dict[str, str]) -> dict[str, Any]:
+    """With one user turn and its two answers as messages, so that template plain marks who speaks."""
+    row = {name: value for name, value in values.items() if name not in (prompt, *sides)}
+    for name, ours, role in ((prompt, "prompt", "user"), *((name, side, "assistant") for name, side in sides.items())):
+        text = _present(values, name)
+        if not isinstance(text, str):
+            raise UnusableRow(FORMAT, f"{name} is {_kind(text)}, not text")
+        row[ours] = [{"role": role, "content": text}]
+    return row
 
 
 def _by_votes(values: dict[str, Any]) -> dict[str, Any]:

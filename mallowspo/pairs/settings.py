@@ -18,6 +18,20 @@ class ShareSettings(Section):
         return self
 
 
+class TextsSettings(Section):
+    """Texts in place of pairs, cut in two: the beginning is the prompt."""
+
+    column: str = Field(default="text", description="that holds the text")
+    least_words: int = Field(default=2, ge=1, description="of a beginning; how many it has is drawn by the text")
+    most_words: int = Field(default=8, ge=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "TextsSettings":
+        if self.most_words < self.least_words:
+            raise ValueError("most_words must be at least least_words")
+        return self
+
+
 class SplitSettings(Section):
     """Split by prompt: no prompt is in both parts."""
 

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import logging
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +20,13 @@ from mallowspo.files import digest
 from mallowspo.hub import commit_of
 from mallowspo.pairs.formats import UnusableRow, prompt_of
 from mallowspo.pairs.split import assign_splits, draw_prompts
+from mallowspo.pairs.texts import as_pairs, as_prompts
 from mallowspo.settings import PairsSettings
 
 #: (row number from 1, columns of the row). In a JSONL file the number is the line's.
 Row = tuple[int, dict[str, Any]]
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -33,15 +37,16 @@ def read_rows(pairs: PairsSettings) -> list[Row]:
     Raises:
         InputError: the source cannot be reached, is missing, cut off, or of an unknown kind.
     """
-    kind, _, place = pairs.source.partition(":")
-    return _hub_rows(place, pairs) if kind == "hub" else list(_file_rows(Path(place)))
+    rows = _rows(pairs.source, pairs)
+    return as_pairs(rows, pairs.texts) if pairs.texts else rows
 
 
 def read_prompts(pairs: PairsSettings, template: str = "chat") -> pd.DataFrame:
-    """Prompts to sample answers to, from the file of `on_policy:FILE`.
+    """Prompts to sample answers to, from the file or data set of `on_policy:FILE` or `on_policy:hub:ID@REVISION`.
 
-    A row holds `prompt` (text, or messages) and, where `pairs.split.column` names one, the column that says train or
-    test.
+    A row holds `prompt` (text, or messages), or the text that `pairs.texts` cuts, and, where `pairs.split.column`
+    names one, the column that says train or test. Of texts that begin alike the first gives the prompt; the log says
+    how many do.
 
     Returns:
         prompt_id, prompt, messages (JSON), split; split by prompt and cut to `max_train` and `max_test`.
@@ -49,19 +54,26 @@ def read_prompts(pairs: PairsSettings, template: str = "chat") -> pd.DataFrame:
     Raises:
         InputError: as `read_rows`; a row without a usable prompt, or one that repeats another; both name the row.
     """
-    path = Path(pairs.source.partition(":")[2])
+    path = pairs.source.removeprefix("on_policy:")
+    read = _rows(path, pairs) if path.startswith("hub:") else list(_file_rows(Path(path)))
     prompts: dict[str, tuple[str, str]] = {}
     rows: dict[str, Row] = {}
-    for number, values in _file_rows(path):
+    alike = 0
+    for number, values in as_prompts(read, pairs.texts) if pairs.texts else read:
         try:
             text, messages = prompt_of(values.get("prompt"), template)
         except UnusableRow as problem:
             raise InputError(f"{path}: row {number}: {problem}; mend or remove the row") from None
         prompt_id = digest(messages)
+        if prompt_id in rows and pairs.texts:
+            alike += 1
+            continue
         if prompt_id in rows:
             raise InputError(f"{path}: row {number} repeats the prompt of row {rows[prompt_id][0]}; remove one of them")
         rows[prompt_id] = (number, values)
         prompts[prompt_id] = (text, json.dumps(messages, ensure_ascii=False))
+    if alike:
+        logger.info("%s: %d of %d texts begin as another one does and give no further prompt", path, alike, len(read))
     splits = assign_splits({prompt_id: [row] for prompt_id, row in rows.items()}, pairs.split, str(path))
     kept = draw_prompts(splits, pairs)
     table = [
@@ -74,13 +86,20 @@ def read_prompts(pairs: PairsSettings, template: str = "chat") -> pd.DataFrame:
 
 def pinned(pairs: PairsSettings) -> PairsSettings:
     """The settings with the commit in place of a revision of the hub that can move: so it stands with each pair."""
-    kind, _, place = pairs.source.partition(":")
-    if kind != "hub":
+    before, hub, place = pairs.source.partition("hub:")
+    if not hub or before not in ("", "on_policy:"):
         return pairs
     name, _, revision = place.partition("@")
+    if not revision:
+        raise InputError(f"pairs.source '{pairs.source}': which revision? Write hub:{name}@REVISION")
     with _hub_errors(place, pairs):
         commit = commit_of(name, revision, "dataset")
-    return pairs.model_copy(update={"source": f"hub:{name}@{commit}"})
+    return pairs.model_copy(update={"source": f"{before}hub:{name}@{commit}"})
+
+
+def _rows(source: str, pairs: PairsSettings) -> list[Row]:
+    kind, _, place = source.partition(":")
+    return _hub_rows(place, pairs) if kind == "hub" else list(_file_rows(Path(place)))
 
 
 def _hub_rows(place: str, pairs: PairsSettings) -> list[Row]:

@@ -48,6 +48,7 @@ KNOWN = {
     "SmolLM2-135M": Shape(30, 576, 1536, 9, 3, 64, 49152, tied=True),
     "SmolLM2-360M": Shape(32, 960, 2560, 15, 5, 64, 49152, tied=True),
     "SmolLM2-1.7B": Shape(24, 2048, 8192, 32, 32, 64, 49152, tied=True),
+    "gpt2-large": Shape(36, 1280, 5120, 20, 20, 64, 50257, gated=False, tied=True),
     "pythia-2.8b": Shape(32, 2560, 10240, 32, 32, 80, 50304, gated=False),
     "Llama-3-8B": Shape(32, 4096, 14336, 32, 8, 128, 128256),
     "Llama-3.1-8B": Shape(32, 4096, 14336, 32, 8, 128, 128256),

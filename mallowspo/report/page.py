@@ -112,6 +112,7 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
         factorial_view=factorial_table.factorial_view,
         judged=judged,
         judge_words=judge_table.judge_words(layout, runs),
+        label_words=judge_table.label_words(layout, runs),
         measured=[measured_judge.judge_sentences(name, layout) for name in _judges(view.evaluation)],
         made_by=f"mallowspo report {layout.experiment}",
         size=_size(results),

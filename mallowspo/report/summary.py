@@ -77,6 +77,7 @@ def findings(results: Results) -> list[Finding]:
 def cautions(results: Results) -> list[str]:
     """What a reader should know before quoting a number."""
     return [
+        *_left_out(results),
         *_seed_caution(results),
         *_power_caution(results),
         *_luck_caution(results),
@@ -149,6 +150,15 @@ def _told_slope(row: Any, alpha: float) -> str:
 def _p(value: float) -> str:
     text = p_value(value)
     return text if text.startswith("<") else f"= {text}"
+
+
+def _left_out(results: Results) -> list[str]:
+    """Sets of pairs that the experiment names and that were not there."""
+    absent = results.view.evaluation.left_out
+    if not absent:
+        return []
+    named = ", ".join(f"{name} ({source})" for name, source in absent.items())
+    return [f"Left out, for its file was not there: {plural(len(absent), 'set')} of pairs, {named}."]
 
 
 def _seed_caution(results: Results) -> list[str]:

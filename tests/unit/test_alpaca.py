@@ -276,7 +276,7 @@ def test_another_judge_runs_the_stage_again_and_another_opponent_the_comparison_
         evaluation = {**values["evaluation"], "alpaca": changed}
         after = Experiment.model_validate({**values, "evaluation": evaluation})
         stages = {stage for stage in STAGE_READS if before.stage_digest(stage) != after.stage_digest(stage)}
-        compared = {"compare"} if "against" in changed else set()
+        compared = {"compare"} if "against" in changed else {"judge"}
         assert stages == {"alpaca", "report"} | compared
     with pytest.raises(ValueError, match="'gpt4.json' is none of baseline, path:FILE"):
         AlpacaSettings(against=["gpt4.json"])

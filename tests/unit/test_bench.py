@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from mallowspo.bench import processes, scaling, training, worker
+from mallowspo.bench import generation, processes, scaling, training, worker
 from mallowspo.bench.data import WORDS, from_file, made_up
 from mallowspo.bench.figures import Side, headline, spread
 from mallowspo.bench.lengths import SETS, SHARES, draw
@@ -304,6 +304,40 @@ def test_reference_pass_and_plain_forward_agree(monkeypatch, tmp_path, model):
         runs["plain"][0]["wall_seconds"] / runs["ours"][0]["wall_seconds"]
     )
     assert "multi_turn" in printed
+
+
+def test_sampling_and_generate_answer_alike(monkeypatch, tmp_path, model):
+    """Greedy answers are the same tokens; the ratio is of tokens a second, round by round, each side first in turn."""
+    arguments = ("generation", "--number-of-prompts", "5", "--batch", "2", "--max-new-tokens", "6", "--repeats", "2")
+    found, printed = run_command(monkeypatch, tmp_path, model, *arguments)
+    greedy, sampled = found["laws"]["greedy"], found["laws"]["sampled"]
+    assert greedy["equal_answers"] == 1.0 and sampled["equal_answers"] < 0.5
+    assert greedy["runs"][0]["ours"]["tokens"] == greedy["runs"][0]["generate"]["tokens"] <= 30
+    assert [list(one) for one in sampled["runs"]] == [["ours", "generate"], ["generate", "ours"]]
+    rates = [{side: part["tokens"] / part["wall_seconds"] for side, part in one.items()} for one in sampled["runs"]]
+    ratios = [one["ours"] / one["generate"] for one in rates]
+    assert sampled["speedup_by_round"] == pytest.approx(ratios)
+    assert found["speedup_generation_sampled"] == pytest.approx(np.median(ratios))
+    assert found["prompts"]["number"] == 5 and "model.generate" in " ".join(printed.split())
+    assert "answers" not in sampled["runs"][0]["ours"]
+
+
+def test_prompts_of_a_file_and_options_that_cannot_be(model, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"instruction": f"Why {n}?"}) + "\n" for n in range(6)))
+    options = {"file": file, "prompts": 4}
+    drawn, again, other = (
+        generation.token_ids(generation.GenerationOptions(str(model), **options, seed=seed)) for seed in (1, 1, 2)
+    )
+    assert drawn == again != other and len(drawn) == 4
+    with pytest.raises(InputError, match="holds 6 prompts, 7 are wanted; lower --number-of-prompts"):
+        generation.token_ids(generation.GenerationOptions(str(model), file=file, prompts=7))
+    file.write_text(json.dumps({"text": "Why?"}))
+    with pytest.raises(InputError, match="row 0: prompt is missing; every row needs instruction or prompt"):
+        generation.token_ids(generation.GenerationOptions(str(model), file=file, prompts=1))
+    for wrong, says in (({"dtype": "int8"}, "--dtype int8"), ({"max_new_tokens": 0}, "--max-new-tokens 0: must be 1")):
+        with pytest.raises(InputError, match=says):
+            generation.GenerationOptions("model", **wrong)
 
 
 def test_a_comparison_counts_every_training_of_both_sides(monkeypatch, tmp_path, model):

@@ -9,13 +9,13 @@ from mallowspo.chains import first_model, load_all, located
 from mallowspo.errors import InputError
 from mallowspo.experiments import load_comparison
 
-SMOKE = Path("config/experiments/smoke.yaml")
+SMOKE_TEXT = Path("config/experiments/smoke.yaml").read_text()
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with experiments of its own; a call writes one."""
-    smoke = yaml.safe_load(SMOKE.read_text())
+    smoke = yaml.safe_load(SMOKE_TEXT)
     smoke["model"].pop("sha256", None)
     (tmp_path / "config/experiments").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -85,3 +85,22 @@ def test_a_policy_in_other_words(folder, source):
     folder("tuned", source)
     with pytest.raises(InputError, match="policy:EXPERIMENT/LABEL/seed=N"):
         load_comparison("tuned")
+
+
+JUDGE = "reward:path:results/judge/model"
+
+
+def test_the_reward_model_that_judges_comes_with_it(folder):
+    evaluation = yaml.safe_load(SMOKE_TEXT)["evaluation"]
+    folder("judged", "made_up:two_layers", evaluation={**evaluation, "judge": JUDGE})
+    assert list(load_all(["judged"])[1]) == ["judged"], "there is no file of that name: the folder must be there"
+    folder("judge", "made_up:two_layers")
+    assert list(load_all(["judged"])[1]) == ["judged", "judge"]
+    assert list(load_all(["judged"], "./results")[1]) == ["judged", "judge"]
+    assert list(load_all(["judged"], "elsewhere")[1]) == ["judged"], "its place is in other results"
+    pairs = yaml.safe_load(SMOKE_TEXT)["pairs"]
+    pairs["on_policy"]["judge"] = JUDGE
+    folder("ranked", "made_up:two_layers", pairs=pairs)
+    assert list(load_all(["ranked"])[1]) == ["ranked", "judge"]
+    folder("twice", "made_up:two_layers", evaluation={**evaluation, "second_judge": JUDGE})
+    assert list(load_all(["twice"])[1]) == ["twice", "judge"]

@@ -71,6 +71,7 @@ QUICK = {
     "mallowspo settings *": "max_prompt",
     "mallowspo methods*": "mallows_theta",
     "mallowspo schema*": "properties",
+    "mallowspo fetch-data": "only from MALLOWSPO_SHARED_DATA",
 }
 #: Page and command, as a pattern -> why it is not run here. Options and arguments are checked all the same.
 LISTED = {
@@ -80,6 +81,7 @@ LISTED = {
     "docs/evaluation.md: mallowspo evaluate *": "run from the page by tests/unit/test_evaluate.py",
     "README.md: mallowspo evaluate *": "asks the hub for arc_easy; that of docs/evaluation.md is run",
     "*: mallowspo bench *": "minutes; tests/unit/test_bench.py runs small ones",
+    "*: mallowspo fetch-data *": "downloads; tests/unit/test_data_files.py, from a server of its own",
     "*: mallowspo server*": "serves until it is stopped; tests/unit/test_server.py starts and stops it",
     "*: mallowspo track *": "needs a run; tests/unit/test_tracking.py, and seconds for MLflow's tables",
     "*: python -m tests.growth *": "minutes; tests/workflow/test_growth.py",

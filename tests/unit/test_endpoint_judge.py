@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mallowspo.errors import InputError
-from mallowspo.evaluation.winrate import Side, compare
+from mallowspo.evaluation.winrate import Side, compare, of_outputs
 from mallowspo.files import read_jsonl, write_jsonl
 from mallowspo.judges.annotators import load_annotator
 from mallowspo.judges.judge import Question, judge_digest
@@ -266,10 +266,32 @@ def test_annotators_of_alpacaeval() -> None:
         load_annotator("claude")
 
 
+def test_alpacaevals_own_annotator_by_name(endpoint: Endpoint, tmp_path: Path) -> None:
+    """Its model, prompt, request and parser; a reply without log-probabilities is a failure there."""
+    questions, name = pairs(40), "openai:weighted_alpaca_eval_gpt4_turbo"
+    for file, side in (("ours", "first"), ("theirs", "second")):
+        rows = [{"instruction": q.instruction, "output": getattr(q, side), "generator": file} for q in questions]
+        write_jsonl(tmp_path / f"{file}.jsonl", rows)
+    files = (str(tmp_path / "ours.jsonl"), str(tmp_path / "theirs.jsonl"))
+    found = of_outputs(*files, name, settings(), tmp_path / "out")
+    assert (found["judge"], found["n_total"], found["judged"]["failed"]) == (name, 40, 0)
+    expected = [prefers_longer(question.first, question.second) for question in questions]
+    assert found["win_rate"] == pytest.approx(100 * sum(expected) / 40)
+    # Both orders of each pair, and one pair in twenty a second time.
+    assert len(endpoint.requests) == 2 * 40 + 2 and found["judged"]["self_consistency"]["n"] == 2
+    assert {(body["model"], body["logprobs"], body["max_tokens"]) for body in endpoint.requests} == {
+        ("gpt-4-1106-preview", True, 1)
+    }
+    endpoint.faults[shown(questions[3])] = ["text"]
+    strict = settings(max_failed_share=0)
+    with pytest.raises(InputError, match="no log-probabilities; log_probabilities: if_given takes the text"):
+        of_outputs(*files, name, strict, tmp_path / "strict")
+
+
 def winrate_command(folder: Path) -> list[str]:
     write_jsonl(folder / "ours.jsonl", [{"instruction": f"Prompt {n}", "output": "short" + "x" * n} for n in range(40)])
     write_jsonl(folder / "theirs.jsonl", [{"instruction": f"Prompt {n}", "output": "long answer"} for n in range(40)])
-    (folder / "judge.yaml").write_text("concurrency: 2\nfirst_wait_seconds: 0.05\n")
+    (folder / "judge.yaml").write_text("concurrency: 2\nfirst_wait_seconds: 0.05\nasked_again_share: 0\n")
     return [sys.executable, "-m", "mallowspo.cli", "winrate", "--outputs", str(folder / "ours.jsonl"), "--against",
             str(folder / "theirs.jsonl"), "--judge", NAME, "--judge-settings", str(folder / "judge.yaml"), "--out",
             str(folder / "out"), "--json"]  # fmt: skip

@@ -149,6 +149,25 @@ def test_published_outputs_and_a_model_against_itself(place: Path, tmp_path: Pat
     found = suite.run(asked).set_index("measure")
     assert found.loc["win rate against other, %", "value"] == 50
     assert found.loc["win rate against other, %", "n"] == 8
+    assert found.loc["win rate against other, %", "note"] == "judge reward:vowels, both orders"
+
+
+def test_the_judge_is_measured_on_labels(place: Path, tmp_path: Path) -> None:
+    labels = [{"input": f"i{n}", "output_1": "aaa", "output_2": "bbb", "label": 1 + (n == 0)} for n in range(4)]
+    write_jsonl(tmp_path / "labels.jsonl", labels)
+    asked = request(
+        place, tmp_path / "out", "alpaca", reference=place / "my_reference", labels=str(tmp_path / "labels.jsonl")
+    )
+    rows = suite.run(asked).set_index("measure")
+    people = rows.loc["judge agrees with people"]
+    assert (people["value"], people["n"], people["note"]) == (0.75, 4, "labels.jsonl")
+    assert people["ci_low"] < 0.75 < people["ci_high"]
+    assert (rows.loc["judge agrees with itself", "value"], rows.loc["judge agrees with itself", "note"]) == (
+        1.0,
+        "deterministic",
+    )
+    again = suite.run(asked).set_index("measure")
+    assert again.equals(rows) and read_json(tmp_path / "out/phases/labels.json")["depends_on"]["labels"]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +243,9 @@ def test_killed_in_every_phase_it_goes_on_and_judges_nothing_twice(
     parts = ("alpaca", "lm", "pairs", "kl")
     undisturbed = suite.run(request(place, tmp_path / "undisturbed", *parts, **changes))
     expected = dict(endpoint.asked)
-    assert set(expected.values()) == {1} and len(expected) >= 10
+    # One pair in twenty is shown again, to see whether the judge agrees with itself: here one.
+    assert sorted(expected.values())[-2:] == [1, 2] and len(expected) >= 10
+    asked_in_all = sum(expected.values())
     endpoint.asked.clear()
     endpoint.answered.clear()
 
@@ -247,9 +268,9 @@ def test_killed_in_every_phase_it_goes_on_and_judges_nothing_twice(
     found = suite.run(asked)
     assert found.equals(undisturbed)
     rows = read_jsonl(judged()[0])
-    assert len({row["key"] for row in rows}) == len(rows) == len(expected)
+    assert len({row["key"] for row in rows}) == len(rows) == asked_in_all
     # What was under way at the kill, one request, may be asked again; everything else once.
-    assert set(endpoint.asked) == set(expected) and sum(endpoint.asked.values()) <= len(expected) + 1
+    assert set(endpoint.asked) == set(expected) and sum(endpoint.asked.values()) <= asked_in_all + 1
     one, other = (read_json(folder / "results.json") for folder in (out, tmp_path / "undisturbed"))
     assert one["results"] == other["results"] and one["models"] == other["models"]
 

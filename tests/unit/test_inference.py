@@ -313,6 +313,31 @@ def test_runs_that_agree_by_luck_narrow_the_interval_and_not_the_detectable_effe
     assert half_width(lucky, 0.95) < np.median(halves) < effect
 
 
+def test_a_wide_detectable_effect_beside_a_narrow_interval_is_no_contradiction():
+    """Win rates of three methods against one opponent, two seeds, 48 prompts, no method better: docs/statistics.md.
+
+    In some experiments the two runs agree by luck. The interval is narrow then, and covers all the same; the detectable
+    effect is more than twice its half, and is right about the power of an experiment of this size.
+    """
+    generator, rows = np.random.default_rng(1), []
+    for _ in range(300):
+        parts = [generator.normal(size=shape) for shape in ((1, 48, 1), (3, 48, 1), (3, 48, 2))]
+        wins = (0.7 * parts[0] + 0.3 * parts[1] + 0.7 * parts[2] > 0).astype(float)
+        found = paired_difference(wins[0], np.full((48, 1), 0.5), runs=wins, resamples=99)
+        half = (found.high - found.low) / 2
+        # The same degrees of freedom behind both: 1 to 3, by how alike runs of a seed are.
+        assert half == pytest.approx(half_width(found.spread, 0.95)) and 1 <= found.spread.seed_freedom <= 3
+        assert found.detectable == pytest.approx(detectable_effect(found.spread))
+        rows.append((found.difference, half, found.detectable))
+    difference, half, detectable = np.array(rows).T
+    covered, lucky = abs(difference) <= half, detectable > 2 * half
+    assert (np.median(half), np.median(detectable)) == pytest.approx((0.134, 0.217), abs=0.001)
+    assert detectable.max() > 0.45 and 0.05 < lucky.mean() < 0.12
+    assert covered.mean() > 0.95 and covered[lucky].mean() > 0.93
+    usual = np.median(detectable)
+    assert (abs(difference + usual) > half).mean() == pytest.approx(0.8, abs=0.05)
+
+
 def test_sizes_needed_tell_prompts_and_seeds_apart():
     runs = made_up(prompts=20, methods=6)
     spread = paired_difference(runs[0], runs[1], runs=runs).spread

@@ -8,7 +8,7 @@ import pytest
 
 from mallowspo.files import write_json
 from mallowspo.layout import Layout
-from mallowspo.report.judge_table import judge_table, judge_words
+from mallowspo.report.judge_table import judge_table, judge_words, label_words
 
 
 def share(value: float | None, half: float = 0.1, n: int = 100) -> dict[str, Any]:
@@ -30,12 +30,14 @@ def comparison(against: str, **changes: Any) -> dict[str, Any]:
         "flips": share(0.2),
         "ties": share(0.0),
         "length_slope": share(1.0),
+        "self_consistency": {"value": 1.0, "low": None, "high": None, "n": 0, "note": "deterministic"},
     }
     return {**values, **changes}
 
 
 def write(layout: Layout, method: str, seed: int, *comparisons: dict[str, Any]) -> None:
-    content = {"judge": "openai:m", "orders": "both", "versions": {"alpaca_eval": "1"}, "comparisons": comparisons}
+    content: dict[str, Any] = {"judge": "openai:m", "judge_digest": "abc", "orders": "both", "comparisons": comparisons}
+    content["versions"] = {"alpaca_eval": "1"}
     write_json(layout.scores(method, seed) / "judge.json", content)
 
 
@@ -69,6 +71,27 @@ def test_a_slope_that_one_seed_lacks_is_absent(tmp_path: Path) -> None:
     table = judge_table(layout, [("dpo", 1)])
     assert math.isnan(table.numbers["length_slope"][0]) and table.shown["Length slope"][0] == "–"
     assert table.shown["Flips"][0] == "–", "one order says nothing about flips"
+
+
+def test_what_is_known_of_the_judge_alone_stands_in_every_row(tmp_path: Path) -> None:
+    layout = Layout(str(tmp_path), "experiment")
+    write(layout, "dpo", 1, comparison("reference"), comparison("gpt4", self_consistency=share(0.8, n=40)))
+    write(layout, "dpo", 2, comparison("reference"), comparison("gpt4", self_consistency=share(0.9, n=120)))
+    runs = [("dpo", 1), ("dpo", 2)]
+    table = judge_table(layout, runs)
+    assert list(table.shown["Agrees with itself"]) == ["always", "0.88 [0.80, 0.95]"]
+    assert "Agrees with people" not in table.shown.columns and table.numbers["agreement"].isna().all()
+    assert (
+        label_words(layout, runs) == "How far the judge agrees with people was not measured (evaluation.judge_labels)."
+    )
+    measured = {"judge_digest": "abc", "labels": "llmbar.jsonl", "agreement": share(0.7, n=419), "by_subset": {}}
+    write_json(layout.judge_measured, {**measured, "by_subset": {"Natural": share(0.9, 0.05)}})
+    table = judge_table(layout, runs)
+    assert list(table.shown["Agrees with people"]) == ["0.70 [0.60, 0.80]"] * 2
+    words = label_words(layout, runs)
+    assert "the 419 pairs of llmbar.jsonl" in words and "(Natural 90 [85, 95] %)" in words
+    write_json(layout.judge_measured, {**measured, "judge_digest": "of another judge"})
+    assert judge_table(layout, runs).numbers["agreement"].isna().all() and "not measured" in label_words(layout, runs)
 
 
 def test_without_judges_there_is_no_table(tmp_path: Path) -> None:

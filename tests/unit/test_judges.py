@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from mallowspo.judges.names import check_judge_name, check_reward_name
 from mallowspo.judges.open import open_judge
 from mallowspo.judges.reward import RewardJudge, judge_answers
 from mallowspo.judges.settings import JudgeSettings
+from mallowspo.layout import Layout
 from mallowspo.models import byte_tokenizer, load_model, load_tokenizer, make_made_up
 
 SETTINGS = JudgeSettings()
@@ -325,6 +327,22 @@ def test_human_labels(tmp_path: Path) -> None:
         labels.judge_labels("reward:vowels", str(tmp_path / "labels.jsonl"), SETTINGS)
 
 
+def test_the_judge_of_an_experiment_on_its_labels(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "labels.jsonl", [{"input": "i", "output_1": "aaa", "output_2": "b", "label": 1}])
+    alpaca = SimpleNamespace(judge=None, settings=SETTINGS)
+    evaluation = SimpleNamespace(judge="reward:vowels", alpaca=alpaca, judge_labels=str(tmp_path / "labels.jsonl"))
+    layout = Layout(str(tmp_path), "experiment")
+    labels.run(SimpleNamespace(evaluation=evaluation), layout)
+    found = json.loads(layout.judge_measured.read_text())
+    assert (found["judge"], found["agreement"]["value"], found["labels"]) == ("reward:vowels", 1.0, "labels.jsonl")
+    # By its digest the report knows that it is the judge of the win rates.
+    assert found["judge_digest"] == judge_digest(open_judge("reward:vowels"))
+    assert list((layout.judge_measured.parent / "judgements").glob("*.jsonl"))
+    evaluation.judge_labels = None
+    with pytest.raises(InputError, match="evaluation.judge_labels names no file"):
+        labels.run(SimpleNamespace(evaluation=evaluation), layout)
+
+
 def test_settings_hold_no_key_and_money_needs_prices() -> None:
     with pytest.raises(ValidationError, match="api_key does not belong in settings; put the key in OPENAI_API_KEY"):
         JudgeSettings(request={"api_key": "secret"})
@@ -345,5 +363,7 @@ def test_the_commands(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [{"instruction": "i", "output_1": "a", "output_2": "b", "preference": 1.75}])
     done = CliRunner().invoke(app, ["winrate", "--annotations", str(tmp_path / "a.jsonl"), "--json"])
     assert {"win_rate": 75.0, "n_total": 1, "length_controlled_kind": None}.items() <= json.loads(done.stdout).items()
+    neither = CliRunner().invoke(app, ["judge", "--judge", "reward:vowels"])
+    assert "judge: give an EXPERIMENT, or both --judge and --labels" in str(neither.exception)
     both = CliRunner().invoke(app, ["winrate", "--outputs", "a", "--annotations", "b"])
     assert "give --annotations, or all of --outputs, --against and --judge" in str(both.exception)

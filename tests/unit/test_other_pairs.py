@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from mallowspo.errors import InputError
 from mallowspo.evaluation import other_pairs, score
@@ -78,3 +79,27 @@ def test_rows_that_cannot_be_used_are_listed_and_stop_it(made_up, tmp_path):
     assert [row["row"] for row in read_jsonl(place.unusable_rows)] == [10]
     with pytest.raises(InputError, match=r"evaluation.other_pairs: .*nowhere.jsonl: no such file"):
         run(made_up, source="path:nowhere.jsonl")
+
+
+def with_sets(folder, **sets):
+    """The settings of evaluation with these sets."""
+    file = experiment_file(folder)
+    values = yaml.safe_load(file.read_text())
+    values["evaluation"]["other_pairs"] = sets
+    file.write_text(yaml.safe_dump(values))
+    return load_experiment(str(file)).evaluation
+
+
+def test_a_set_whose_file_is_absent_may_be_left_out(tmp_path, monkeypatch):
+    monkeypatch.delenv("MALLOWSPO_SHARED_DATA", raising=False)
+    skip, absent = {"where_absent": "skip"}, {"source": "path:nowhere.jsonl"}
+    evaluation = with_sets(tmp_path, there={"source": f"path:{FILE}", **skip}, gone={**absent, **skip})
+    assert list(evaluation.other_pairs) == ["there"]
+    assert evaluation.left_out == {"gone": "path:nowhere.jsonl"}
+    assert evaluation.warnings() == [
+        "evaluation.other_pairs.gone is left out: path:nowhere.jsonl is not there and cannot be fetched"
+    ]
+    stays = with_sets(tmp_path, gone=absent)
+    assert list(stays.other_pairs) == ["gone"] and not stays.warnings(), "by default its job stops"
+    with pytest.raises(InputError, match="where_absent: skip is for path: sources"):
+        with_sets(tmp_path, gone={"source": "hub:a/b@c", **skip})

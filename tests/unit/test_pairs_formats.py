@@ -163,6 +163,50 @@ def test_a_missing_number_in_meta_becomes_null():
     assert pair.meta["score"] is None
 
 
+SHP = {"post_id": "x1", "domain": "askculinary_test", "history": "Why salt?", "human_ref_A": "Taste.",
+       "human_ref_B": "No.", "labels": 0, "score_A": 3, "score_B": 40, "score_ratio": 13.3}  # fmt: skip
+
+
+@pytest.mark.parametrize(("label", "chosen"), [(1, "Taste."), (0, "No."), ("1", "Taste.")])
+def test_rows_of_shp(label, chosen):
+    pair = recognise({**SHP, "labels": label}, "chat")
+    assert (pair.prompt, pair.chosen) == ("Why salt?", chosen)
+    assert {pair.chosen, pair.rejected} == {"Taste.", "No."}
+    votes = {"Taste.": 3, "No.": 40}
+    assert (pair.meta["score_chosen"], pair.meta["score_rejected"]) == (votes[pair.chosen], votes[pair.rejected])
+    assert pair.meta["domain"] == "askculinary_test" and pair.meta["score_ratio"] == 13.3
+    assert not {"labels", "score_A", "human_ref_A", "history"} & set(pair.meta)
+    plain = recognise({**SHP, "labels": label}, "plain")
+    assert (plain.prompt, plain.chosen) == ("\n\nHuman: Why salt?\n\nAssistant:", f" {chosen}")
+    assert plain.prompt_id == pair.prompt_id
+
+
+def test_rows_of_stack_exchange_paired():
+    addresses = ["https://cooking.stackexchange.com/questions/7", "https://cooking.stackexchange.com"]
+    row = {"qid": 7, "question": "Why?", "response_j": "So.", "response_k": "No.", "metadata": addresses}
+    pair = recognise(row, "chat")
+    assert (pair.prompt, pair.chosen, pair.rejected) == ("Why?", "So.", "No.")
+    assert (pair.meta["site"], pair.meta["qid"]) == ("cooking.stackexchange.com", 7)
+    assert "site" not in recognise({**row, "metadata": None}, "chat").meta
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "says"),
+    [
+        ({**SHP, "labels": 2}, FORMAT, "labels is 2; SHP's is 1 where human_ref_A is preferred, else 0"),
+        ({**SHP, "labels": None}, EMPTY, "labels is missing"),
+        ({**SHP, "human_ref_B": None}, EMPTY, "human_ref_B is missing"),
+        ({**SHP, "human_ref_B": ""}, EMPTY, "chosen is empty"),
+        ({**SHP, "history": 3}, FORMAT, "history is a value of type int, not text"),
+        ({"question": "Why?", "response_j": "So."}, EMPTY, "response_k is missing"),
+    ],
+)
+def test_rows_of_the_hubs_own_formats_that_cannot_be_used(row, kind, says):
+    with pytest.raises(UnusableRow) as caught:
+        recognise(row, "chat")
+    assert (caught.value.kind, str(caught.value)) == (kind, says)
+
+
 @pytest.mark.parametrize(
     ("votes", "chosen", "votes_chosen", "votes_rejected"),
     [

@@ -11,7 +11,7 @@ import pytest
 
 from mallowspo.errors import InputError
 from mallowspo.files import digest
-from mallowspo.pairs.sources import read_prompts, read_rows
+from mallowspo.pairs.sources import pinned, read_prompts, read_rows
 from mallowspo.settings import OnPolicySettings, PairsSettings, SamplingSettings
 
 ROWS = [{"prompt": f"ask {n}", "chosen": "yes\nNA", "rejected": "None, \u2028 nö"} for n in range(1, 4)]
@@ -197,3 +197,51 @@ def test_the_prompts_that_come_with_the_project():
     assert counts["test"] >= 80
     assert table["prompt"].str.strip().eq(table["prompt"]).all()
     assert table["prompt"].str.split().str.len().between(3, 10).all()
+
+
+TEXTS = [{"text": f"word{n} two three four five\nsix seven eight nine {n}"} for n in range(30)]
+
+
+def test_a_text_is_cut_into_a_beginning_and_what_goes_on(tmp_path):
+    path = write(tmp_path / "t.jsonl", TEXTS)
+    rows = read_rows(PairsSettings(source=f"path:{path}", texts={"least_words": 2, "most_words": 6}))
+    for (number, row), text in zip(rows, TEXTS, strict=True):
+        assert row["prompt"] + row["chosen"] == text["text"] and row["chosen"][0].isspace()
+        assert row["rejected"] == rows[number % 30][1]["chosen"], "how the next one goes on"
+    lengths = [len(row["prompt"].split()) for _, row in rows]
+    assert set(lengths) == {2, 3, 4, 5, 6}
+    again = read_rows(PairsSettings(source=f"path:{path}", texts={"least_words": 2, "most_words": 6}))
+    assert again == rows
+
+
+def test_prompts_are_the_beginnings_of_texts_and_those_that_begin_alike_are_told(tmp_path, caplog):
+    path = write(tmp_path / "t.jsonl", [*TEXTS, {"text": TEXTS[0]["text"] + " more"}])
+    settings = prompts_settings(path, texts={"least_words": 3, "most_words": 3})
+    with caplog.at_level("INFO"):
+        table = read_prompts(settings)
+    assert table["prompt"].tolist() == [f"word{n} two three" for n in range(30)]
+    assert "1 of 31 texts begin as another one does and give no further prompt" in caplog.text
+
+
+def test_a_text_of_too_few_words_is_named(tmp_path):
+    path = write(tmp_path / "t.jsonl", [{"text": "one two three"}, {"text": "one two"}, {"other": "a"}])
+    texts = {"least_words": 2, "most_words": 2}
+    (_, good), (_, short), (_, none) = read_rows(PairsSettings(source=f"path:{path}", texts=texts))
+    assert (good["prompt"], good["chosen"]) == ("one two", " three")
+    assert short["prompt"] is short["chosen"] is none["prompt"] is None
+    with pytest.raises(InputError, match="row 2: prompt is missing"):
+        read_prompts(prompts_settings(path, texts=texts))
+    with pytest.raises(ValueError, match="most_words must be at least least_words"):
+        PairsSettings(source=f"path:{path}", texts={"least_words": 3, "most_words": 2})
+
+
+def test_prompts_of_the_hub_need_a_revision():
+    settings = prompts_settings("hub:nobody/nothing")
+    with pytest.raises(InputError, match=r"on_policy:hub:nobody/nothing.*Write hub:nobody/nothing@REVISION"):
+        pinned(settings)
+
+
+def test_the_instructions_that_come_with_the_project():
+    table = read_prompts(prompts_settings(PROMPTS_FILE.with_name("instructions.jsonl"), split={"column": "split"}))
+    assert table["split"].value_counts().to_dict() == {"train": 107, "test": 105}
+    assert table["prompt"].str.strip().eq(table["prompt"]).all() and table["prompt"].str.len().max() < 120

@@ -54,7 +54,7 @@ def test_the_kernel_touches_all_that_score(package):
     copy, digests = package
     file = copy / "head_chunks.py"
     assert changed(digests, file, lambda text: text.replace("CHUNK = 128", "CHUNK = 64")) == {
-        "reference", "other-pairs", "dispersion", "train", "score", "signals", "alpaca",
+        "reference", "other-pairs", "dispersion", "train", "score", "signals", "alpaca", "judge",
     }  # fmt: skip
 
 

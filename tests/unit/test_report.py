@@ -154,6 +154,16 @@ def test_sentences_follow_the_comparison(made):
     assert "2 seeds" in cautions and "length" in cautions
 
 
+def test_a_set_that_was_left_out_is_told(made):
+    results = read(made)
+    assert not [sentence for sentence in summary.cautions(results) if "Left out" in sentence]
+    absent = {"left_out": {"forum": "path:data/forum.jsonl"}}
+    results.view.evaluation = results.view.evaluation.model_copy(update=absent)
+    assert summary.cautions(results)[0] == (
+        "Left out, for its file was not there: 1 set of pairs, forum (path:data/forum.jsonl)."
+    )
+
+
 def test_what_seeds_leave_open_is_told_of_these_runs(made):
     results = read(made)
     family = {"family": "outcomes against dpo", "metric": "win_rate", "seeds": 2, "n": 12, "p_holm": 0.2}

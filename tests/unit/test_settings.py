@@ -142,6 +142,7 @@ def test_a_stage_sees_only_what_it_declares(tmp_path):
         ("report.examples", 1, {"report"}),
         ("evaluation.temperatures", [0.3], {"compare", "report"}),
         ("evaluation.other_pairs", {}, {"compare", "report"}),
+        ("evaluation.judge_labels", "labels.jsonl", {"judge", "report"}),
         ("evaluation.second_judge", "reward:vader", {"second-score", "compare", "report"}),
     ],
 )

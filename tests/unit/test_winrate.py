@@ -6,6 +6,8 @@ import math
 import os
 import random
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from mallowspo.evaluation.alpaca_eval_code import INSTRUCTIONS, length_controlle
 from mallowspo.evaluation.outputs import read_outputs, read_rows
 from mallowspo.evaluation.winrate import Side, compare, of_annotations, of_outputs, printed, told
 from mallowspo.files import digest, read_json, write_json, write_jsonl
-from mallowspo.judges.judge import Judge
+from mallowspo.judges.judge import Judge, Judgement, Question
 from mallowspo.judges.open import open_judge
 from mallowspo.judges.settings import JudgeSettings
 
@@ -89,6 +91,49 @@ def test_exchanging_the_order_of_all_pairs_changes_nothing(tmp_path: Path) -> No
         (rule("Prompt 7", ours[7]["output"], theirs[7]["output"])
          + 1 - rule("Prompt 7", theirs[7]["output"], ours[7]["output"])) / 2
     )  # fmt: skip
+
+
+class Undecided:
+    """A judge that changes its mind about every second pair when it is shown again, and never flips with the order."""
+
+    name, content, deterministic, batch, concurrency = "undecided", {"version": 1}, False, 8, 1
+
+    def __init__(self) -> None:
+        self.asked: Counter[Question] = Counter()
+
+    def ask(self, questions: Sequence[Question]) -> list[Judgement]:
+        self.asked.update(questions)
+        return [self._one(question) for question in questions]
+
+    def cost(self, question: Question) -> tuple[int, int]:
+        return 0, 0
+
+    def _one(self, question: Question) -> Judgement:
+        again = self.asked[question] > 1 and int(question.instruction.split()[1]) % 2 == 0
+        ours = question.first.startswith("ours")
+        return Judgement(1.0 if ours != again else 2.0)
+
+
+def test_pairs_that_are_shown_again_tell_whether_a_judge_agrees_with_itself(tmp_path: Path) -> None:
+    sides, judge = (Side("ours", outputs("ours ")), Side("theirs", outputs("theirs "))), Undecided()
+    settings = JudgeSettings(asked_again_share=0.25)
+    found = compare(*sides, judge, settings, tmp_path)
+    twice = sorted(question.instruction for question, count in judge.asked.items() if count == 2)
+    assert len(twice) == 30 and sum(judge.asked.values()) == 2 * 120 + 30
+    changed = sum(int(name.split()[1]) % 2 == 0 for name in twice)
+    assert 5 < changed < 25
+    assert found.judged["self_consistency"]["n"] == 30
+    assert found.judged["self_consistency"]["value"] == pytest.approx(1 - changed / 30)
+    # The first reply counts, here and where the kept file is read as a table.
+    assert found.found.numbers["win_rate"] == 100.0 and found.judged["judgements"] == 240
+    (kept,) = tmp_path.glob("*.jsonl")
+    assert compare(*sides, open_judge(f"pairwise-table:{kept}"), BOTH).found.numbers["win_rate"] == 100.0
+    assert compare(*sides, judge, settings, tmp_path).judged == found.judged
+    assert sum(judge.asked.values()) == 2 * 120 + 30, "nothing is asked a third time"
+    none = compare(*sides, Undecided(), JudgeSettings(asked_again_share=0))
+    assert none.judged["self_consistency"]["value"] is None
+    sure = compare(*sides, open_judge("reward:vowels"), BOTH).judged["self_consistency"]
+    assert (sure["value"], sure["low"], sure["note"]) == (1.0, None, "deterministic")
 
 
 def test_one_order_is_the_order_that_alpacaeval_draws(tmp_path: Path) -> None:
@@ -219,6 +264,25 @@ def test_outputs_and_what_is_written(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [*outputs("a "), outputs("a ")[0]])
     with pytest.raises(InputError, match="row 120: instruction 'Prompt 0' appears twice"):
         read_outputs(str(tmp_path / "a.jsonl"))
+
+
+def test_published_outputs_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a commit, so that the file is the same tomorrow; a stand-in for the hub."""
+    write_json(tmp_path / "gpt4.json", outputs("g ", 3))
+    asked = []
+
+    def download(name: str, file: str, **options: Any) -> str:
+        asked.append((name, file, options))
+        if name == "no/such":
+            raise OSError("401 Client Error\nmore")
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    commit = "a" * 40
+    assert read_outputs(f"hub:tatsu-lab/alpaca_eval@{commit}!gpt4.json") == outputs("g ", 3)
+    assert asked == [("tatsu-lab/alpaca_eval", "gpt4.json", {"revision": commit, "repo_type": "dataset"})]
+    with pytest.raises(InputError, match=r"could not be fetched \(401 Client Error\); download it and use path:FILE"):
+        read_outputs(f"hub:no/such@{commit}!gpt4.json")
 
 
 @needs_shared

@@ -28,5 +28,8 @@ def test_the_judge_is_trained_before_it_is_asked(tmp_path):
     plain = checkout.planned("smoke")
     both = checkout.planned("judge,judged")
     assert both == {**plain, "reward_model": 1, "study": 1, "track_study": 1}
-    alone = checkout.snakemake("--dry-run", experiments="judged")
-    assert alone.returncode != 0 and "results/judge/model" in alone.stderr + alone.stdout
+    alone = checkout.planned("judged")
+    assert alone == {**plain, "reward_model": 1, "study": 1}, "it comes by itself, untracked"
+    (checkout.folder / "config/experiments/judge.yaml").rename(checkout.folder / "judge.yaml")
+    lacking = checkout.snakemake("--dry-run", experiments="judged")
+    assert lacking.returncode != 0 and "results/judge/model" in lacking.stderr + lacking.stdout

@@ -132,6 +132,13 @@ def test_one_more_temperature_or_set_of_pairs_adds_its_own_jobs_only(smoke, chan
     assert smoke.planned() == {"other_pairs": 1, "score_other_pairs": 3, **after}
 
 
+def test_labels_of_people_measure_the_judge_and_judge_nothing_again(smoke, changed):
+    rows = [{"input": "Say a vowel", "output_1": "aeiou", "output_2": "xyz", "label": 1}]
+    (smoke.folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changed(lambda values: values["evaluation"].update(judge_labels="labels.jsonl"))
+    assert smoke.planned() == {"judge": 1, "report": 1, "track": 1}
+
+
 def test_policies_kept_along_the_training_are_trained_again_and_add_their_answers(smoke, changed):
     changed(lambda values: values["training"].update(keep=[0.5]))
     assert smoke.planned() == {

@@ -3,6 +3,7 @@ import re
 import sys
 
 from mallowspo.chains import folder_of, load_all
+from mallowspo.data_files import FOLDER as DATA, known_files
 from mallowspo.errors import InputError
 from mallowspo.judges.names import is_a_model, model_of
 from mallowspo.layout import REFERENCE, Layout, shards_made
@@ -19,8 +20,9 @@ from mallowspo.tracking import hide_credentials
 
 try:
     WORKFLOW = load_workflow(config)
-    # Those that are asked for, and those whose policies they begin from.
-    FILES, EXPERIMENTS = load_all(WORKFLOW.experiments)
+    # Those that are asked for, those whose policies they begin from, and those whose reward models judge them.
+    FILES, EXPERIMENTS = load_all(WORKFLOW.experiments, WORKFLOW.results)
+    DATA_FILES = known_files()
     ASKED = [experiment_file(name).stem for name in WORKFLOW.experiments]
 except InputError as error:
     sys.exit(f"mallowspo: {error}")
@@ -55,6 +57,7 @@ wildcard_constraints:
     pair_set=one_of(sorted({name for item in COMPARISONS for name in EXPERIMENTS[item].evaluation.other_pairs})),
     shard="[0-9]+",
     shards="[0-9]+",
+    data_file=one_of(DATA_FILES),
 
 
 def layout(name):
@@ -149,6 +152,16 @@ def models_of_the_judges(wildcards):
     return models_of(evaluation.judge, evaluation.alpaca.judge)
 
 
+def labels_of_people(wildcards):
+    """Pairs on which the judge of the win rates is measured, if the experiment names any."""
+    labels = EXPERIMENTS[wildcards.experiment].evaluation.judge_labels
+    return [labels] if labels else []
+
+
+def judge_on_labels(wildcards):
+    return [layout(wildcards.experiment).judge_measured] if labels_of_people(wildcards) else []
+
+
 def model_of_the_sampled_pairs(wildcards):
     return models_of(EXPERIMENTS[wildcards.experiment].pairs.on_policy.judge)
 
@@ -216,8 +229,14 @@ def pair_sources(wildcards):
     """Files that pairs are read from: answers of our own, a local file, or none for the hub."""
     kind, _, place = EXPERIMENTS[wildcards.experiment].pairs.source.partition(":")
     if kind == "on_policy":
-        return [place, *(layout(wildcards.experiment).answers(split) for split in ("train", "test"))]
+        return [*prompt_source(wildcards), *(layout(wildcards.experiment).answers(split) for split in ("train", "test"))]
     return [place] if kind == "path" else []
+
+
+def prompt_source(wildcards):
+    """The file of the prompts that on-policy answers are sampled to, or none for the hub."""
+    place = EXPERIMENTS[wildcards.experiment].pairs.source.removeprefix("on_policy:")
+    return [] if place.startswith("hub:") else [place]
 
 
 def other_pair_source(wildcards):

@@ -1,5 +1,9 @@
 # Answers to the test prompts, and what judges and tasks say about them. The untrained policy is method "reference".
 
+for name in COMPARISONS:
+    for warning in EXPERIMENTS[name].evaluation.warnings():
+        print(f"mallowspo: {name}: {warning}", file=sys.stderr)
+
 SCORES = PATH.scores("{method}", "{seed}")
 
 
@@ -177,6 +181,29 @@ rule alpaca:
     shell:
         "mallowspo alpaca {params.call:q} --method {wildcards.method} --seed {wildcards.seed} --threads {threads}"
         " > {log:q} 2>&1"
+
+
+# The judge behind the win rates, on pairs that people have labelled.
+rule judge:
+    input:
+        judges=models_of_the_judges,
+        labels=labels_of_people,
+    output:
+        measured=PATH.judge_measured,
+    log:
+        PATH.log("judge"),
+    benchmark:
+        PATH.benchmark("judge")
+    threads: threads_beside(1)
+    resources:
+        mem_mb=memory_of,
+        runtime=minutes_of,
+        gpu=if_a_judge_is_asked(gpus_of, 0),
+    params:
+        call=call,
+        depends=stage("judge"),
+    shell:
+        "mallowspo judge {params.call:q} --threads {threads} > {log:q} 2>&1"
 
 
 rule lm_eval:

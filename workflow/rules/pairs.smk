@@ -1,6 +1,30 @@
 # From a model and a source of pairs to checked, split pairs.
 
 
+# Where the internet is: on a cluster, the machine that Snakemake runs on.
+localrules:
+    fetch_data,
+
+
+# Public data that an experiment reads from data/ and that is not there yet (config/data.yaml).
+rule fetch_data:
+    output:
+        file=DATA / "{data_file}",
+    log:
+        f"{RESULTS}/logs/fetch_data-{{data_file}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/fetch_data-{{data_file}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=60,
+        gpu=0,
+    params:
+        sha256=lambda wildcards: DATA_FILES[wildcards.data_file].sha256,
+    shell:
+        "mallowspo fetch-data {wildcards.data_file:q} > {log:q} 2>&1"
+
+
 rule model:
     input:
         starting_policy,
@@ -28,7 +52,7 @@ rule sample:
     input:
         model=model_folder,
         judge=model_of_the_sampled_pairs,
-        prompts=lambda wildcards: EXPERIMENTS[wildcards.experiment].pairs.source.removeprefix("on_policy:"),
+        prompts=prompt_source,
     output:
         answers=PATH.answers("{split}"),
     log:

@@ -60,6 +60,7 @@ rule report:
         reference=[PATH.reference("train"), PATH.reference("test")],
         answers=answers,
         judges=measured_judges,
+        judge=judge_on_labels,
     output:
         page=report(PATH.report, caption="../report/page.rst", category="Report"),
         tables=report(
