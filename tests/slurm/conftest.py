@@ -99,6 +99,8 @@ def server(database, tmp_path_factory):
     """`mallowspo server` on that database."""
     server = Server(tmp_path_factory.mktemp("server"), database, SHARED_STORE_PORT)
     server.start()
-    wait_until(server.answers, 120, "the MLflow server answers")
-    yield server
-    server.stop()
+    try:
+        wait_until(server.answers, 300, "the MLflow server answers")
+        yield server
+    finally:
+        server.stop()

@@ -67,7 +67,7 @@ def trainings(slurm, prepared, tmp_path_factory):
             all_of.started[name] = flow.start(*map(flow.target, labels), *QUICK)
         waiting = dict.fromkeys(TOGETHER[1:], flows["together"])
         waiting |= {name: flows[name] for name in ("abandoned", "disk_full") if name in all_of.started}
-        wait_until(lambda: _catch(waiting, all_of), 240, f"frozen in the middle: {', '.join(waiting)}", every=0.05)
+        wait_until(lambda: _catch(waiting, all_of), 400, f"frozen in the middle: {', '.join(waiting)}", every=0.05)
         yield all_of
     finally:
         cancel_jobs_below(folder)
