@@ -20,7 +20,7 @@ from mallowspo.paper.settings import (
     TableTest,
     Test,
 )
-from mallowspo.paper.verdict import Tested, Verdict, verdicts
+from mallowspo.paper.verdict import Measured, Verdict, verdicts
 
 SETS = "accuracy on *"
 
@@ -43,12 +43,12 @@ class Evidence:
     verdict: Verdict | None = None
 
     @property
-    def tested(self) -> Tested:
+    def tested(self) -> Measured:
         """As the rule takes it."""
         if self.found is None:
             nothing = math.nan
-            return Tested(nothing, nothing, nothing, nothing, nothing, ran=self.place.ran)
-        return Tested(self.found.low, self.found.high, self.found.p, self.found.p_short, self.found.claimed)
+            return Measured(nothing, nothing, nothing, nothing, nothing, ran=self.place.ran)
+        return Measured(self.found.low, self.found.high, self.found.p, self.found.p_short, self.found.claimed)
 
 
 def gather(paper: Paper, places: Places) -> list[Evidence]:

@@ -36,7 +36,7 @@ NOT_RUN: Final = "not run"
 
 
 @dataclass(frozen=True)
-class Tested:
+class Measured:
     """What a deciding test found; all NaN where it did not run (`ran` false) or had nothing to measure."""
 
     low: float
@@ -57,10 +57,11 @@ class Verdict:
     short_holm: float
 
 
-def verdicts(tests: Sequence[Tested], confidence: float) -> list[Verdict]:
+def verdicts(tests: Sequence[Measured], confidence: float) -> list[Verdict]:
     """Of all deciding tests of a page together, in their order."""
     gains, shorts = (_corrected([getattr(test, name) for test in tests]) for name in ("p", "p_short"))
-    alpha = 1 - confidence
+    # Rounded: 1 - 0.95 is a little more than 0.05 in floating point.
+    alpha = round(1 - confidence, 12)
     return [_verdict(*row, alpha=alpha) for row in zip(tests, gains, shorts, strict=True)]
 
 
@@ -69,7 +70,7 @@ def _corrected(p_values: list[float]) -> list[float]:
     return [float(p) for p in holm([1.0 if math.isnan(p) else p for p in p_values])]
 
 
-def _verdict(test: Tested, p_holm: float, short_holm: float, alpha: float) -> Verdict:
+def _verdict(test: Measured, p_holm: float, short_holm: float, alpha: float) -> Verdict:
     if not test.ran:
         return Verdict(NOT_RUN, "its experiment is not finished", math.nan, math.nan)
     if short_holm < alpha / 2 and test.high < test.claimed:

@@ -1,4 +1,4 @@
-"""The page of the paper on made-up results: effects and verdicts from files, what is missing, and text that stays text."""
+"""The page of the paper on made-up results: effects and verdicts, what is missing, and text that stays text."""
 
 import re
 from dataclasses import replace

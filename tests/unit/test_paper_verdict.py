@@ -11,7 +11,7 @@ from mallowspo.paper.verdict import (
     HELD,
     NOT_HELD,
     NOT_RUN,
-    Tested,
+    Measured,
     claim_verdict,
     detectable_of_interval,
     p_of_interval,
@@ -23,7 +23,7 @@ NAN = math.nan
 
 
 def verdict(low, high, p, p_short, claimed=0.02, beside=()):
-    return verdicts([Tested(low, high, p, p_short, claimed), *beside], 0.95)[0]
+    return verdicts([Measured(low, high, p, p_short, claimed), *beside], 0.95)[0]
 
 
 @pytest.mark.parametrize(
@@ -54,15 +54,15 @@ def test_one_test(low, high, p, p_short, word, why):
 
 
 def test_holm_goes_over_all_tests_and_those_that_did_not_run():
-    clear = Tested(0.01, 0.05, 0.02, 0.9, 0.02)
-    absent = Tested(NAN, NAN, NAN, NAN, NAN, ran=False)
+    clear = Measured(0.01, 0.05, 0.02, 0.9, 0.02)
+    absent = Measured(NAN, NAN, NAN, NAN, NAN, ran=False)
     (alone,) = verdicts([clear], 0.95)
     first, second = verdicts([clear, absent], 0.95)
     assert (alone.word, alone.p_holm) == (HELD, pytest.approx(0.02))
     assert first.p_holm == pytest.approx(0.04) and second.word == NOT_RUN and math.isnan(second.p_holm)
     assert verdicts([clear, absent, absent], 0.95)[0].word == CANNOT_TELL
     assert verdicts([clear, clear], 0.95)[0].p_holm == pytest.approx(0.04)
-    short = Tested(-0.01, 0.01, 0.9, 0.01, 0.02)
+    short = Measured(-0.01, 0.01, 0.9, 0.01, 0.02)
     assert [found.word for found in verdicts([short, clear], 0.95)] == [NOT_HELD, HELD]
     assert verdicts([short, absent, absent], 0.95)[0].word == CANNOT_TELL
 
