@@ -3,6 +3,7 @@
 `write_paper(folder)` writes folder/config and folder/results; the page is then made with `folder` as current folder.
 """
 
+import gc
 import shutil
 from pathlib import Path
 
@@ -39,19 +40,21 @@ RATES = {"simpo": (50.0, 51.0, 49.5), "mallows_simpo": (53.0, 53.8, 52.6), "ipo"
          "mallows_ipo": (52.0, 50.0, 51.0), "dpo": (50.0, 50.5, 51.0), "mallows_theta": (50.1, 50.7, 51.0)}  # fmt: skip
 
 
-def write_paper(folder: Path, prompts: int = 24) -> Path:
-    """Everything but controls_hh_smollm2, beta_sweep_smollm2 and the judge, which are not run."""
+def write_paper(folder: Path, names: tuple[str, ...] = tuple(COMPARISONS), prompts: int = 24) -> Path:
+    """The studies and these comparisons; all others, and the judge, are not run."""
     results = folder / "results"
+    # statsmodels collects garbage in each of its corrections, which takes longest of all with torch loaded.
+    gc.freeze()
     (folder / "config/experiments").mkdir(parents=True)
     for name in ("paper.yaml", "published.yaml"):
         shutil.copy(ROOT / "config" / name, folder / "config" / name)
     pairs = {"stackexchange": {"source": "path:votes.jsonl"}}
-    for name, settings in COMPARISONS.items():
-        further = {"evaluation": {"other_pairs": pairs}} if name == "hh_smollm2" else {}
-        made = write(
-            results, **settings, **further, name=name, seeds=(1, 2, 3), prompts=prompts, lm_eval=False, levels=LEVELS,
-            steps=4,
-        )  # fmt: skip
+    for name in names:
+        settings = COMPARISONS[name]
+        evaluation = {"comparison": {"baseline": settings["methods"][0], "resamples": 199}}
+        evaluation |= {"other_pairs": pairs} if name == "hh_smollm2" else {}
+        size = {"seeds": (1, 2, 3), "prompts": prompts, "steps": 4, "lm_eval": False}
+        made = write(results, **settings, **size, evaluation=evaluation, name=name, levels=LEVELS)
         if name == "ultrafeedback_smollm2":
             _length_controlled(made)
         compare.run(made.experiment.stage_view("compare"), made.layout)

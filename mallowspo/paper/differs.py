@@ -7,6 +7,7 @@ import pandas as pd
 import yaml
 
 from mallowspo.experiments import EXPERIMENTS_FOLDER, load_experiment
+from mallowspo.methods import METHODS
 from mallowspo.paper.finished import Place
 from mallowspo.paper.settings import Paper
 from mallowspo.report.table import Table
@@ -112,7 +113,7 @@ def _leaves(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
         if value in (None, "", [], {}):
             continue
         if name == "methods":
-            yield name, ", ".join(f"{label} ({_told(own)})" for label, own in value.items())
+            yield name, ", ".join(f"{label} ({_told(label, own)})" for label, own in sorted(value.items()))
         elif name == "evaluation.other_pairs":
             yield name, ", ".join(f"{label}: {own['source']}" for label, own in value.items())
         elif name == "evaluation.lm_eval":
@@ -123,9 +124,14 @@ def _leaves(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
             yield name, _plain(value)
 
 
-def _told(method: dict[str, Any]) -> str:
-    options = "".join(f", {key} {value}" for key, value in method["options"].items())
-    return f"{method['beta']:g}{options}"
+def _told(label: str, method: dict[str, Any]) -> str:
+    """Beta, the method where the label is another, its control, and the options that are not its own."""
+    own = METHODS[method["method"]].options
+    parts = [f"{method['beta']:g}"]
+    parts += [method["method"]] if method["method"] != label else []
+    parts += [method["control"]] if method["control"] != "none" else []
+    parts += [f"{key} {_plain(value)}" for key, value in method["options"].items() if value != own.get(key)]
+    return ", ".join(parts)
 
 
 def _plain(value: Any) -> str:

@@ -19,7 +19,7 @@ from mallowspo.paper.tables import file_part
 from mallowspo.paper.verdict import CANNOT_TELL, HELD, NOT_HELD
 from mallowspo.report.style import PALETTE, Panel, draw_panel
 from mallowspo.report.table import Table, rows_of
-from mallowspo.report.words import number
+from mallowspo.report.words import number, plural
 
 COLOURS = {HELD: PALETTE[2], NOT_HELD: PALETTE[1], CANNOT_TELL: "#6b7280"}
 #: Effects further out than so many claimed ones are drawn at the edge.
@@ -111,7 +111,7 @@ def _controls_panel(layout: Layout, unit: str, data: pd.DataFrame) -> Panel:
         _names(axes, [str(row.control).replace("_", " ") for row in rows_of(data)])
         for colour, name in ((colour, name) for name, colour in colours.items()):
             axes.plot([], [], "o", color=colour, label=name)
-        axes.set_xlabel(f"theta minus the control ({unit})")
+        axes.set_xlabel(f"theta minus the control\n({unit})")
         axes.set_title("Is dispersion the cause?")
         axes.figure.legend(loc="outside lower center", ncols=1)
 
@@ -121,7 +121,7 @@ def _controls_panel(layout: Layout, unit: str, data: pd.DataFrame) -> Panel:
     )
     alt = f"Forest plot of theta minus each control: {spoken}."
     name = "controls" if unit != "share" else "controls_share"
-    return draw_panel(layout, name, alt, data, draw, height=1.3 + 0.27 * len(data) + 0.2 * len(experiments))
+    return draw_panel(layout, name, alt, data, draw, height=1.45 + 0.27 * len(data) + 0.2 * len(experiments))
 
 
 def _names(axes: Axes, names: list[str]) -> None:
@@ -138,8 +138,20 @@ def copied_groups(paper: Paper, places: Mapping[str, list[Place]], layout: Layou
         for place in places[settings.part]:
             figures = _copied(settings, place, layout) if place.ran else []
             if figures:
-                groups.append(Group(settings.title, settings.part, place, figures, settings.caption))
+                groups.append(Group(settings.title, settings.part, place, figures, _caption(settings, place)))
     return groups
+
+
+def _caption(settings: FigureSettings, place: Place) -> str:
+    """With n, seeds and interval where the experiment is a comparison; a study's figures differ in theirs."""
+    experiment = place.comparison
+    if experiment is None:
+        return f"{settings.caption} n, intervals and tests stand under the same figure in its report."
+    estimates = place.table("estimates")
+    prompts = int(estimates[estimates["metric"] == "reward"]["n"].max())
+    confidence = f"{experiment.evaluation.comparison.confidence:.0%}"
+    size = f"n = {plural(prompts, 'test prompt')}, {plural(len(experiment.seeds), 'seed')} a method"
+    return f"{settings.caption} {size}; bars: {confidence} intervals. Tests stand in the claims."
 
 
 def _copied(settings: FigureSettings, place: Place, layout: Layout) -> list[Copied]:

@@ -11,7 +11,6 @@ from mallowspo.paper import figures, tables
 from mallowspo.paper.controls import controls_table
 from mallowspo.paper.differs import PAPER_SCALE, differences
 from mallowspo.paper.evidence import Evidence, gather
-from mallowspo.paper.finished import NOT_RUN as PLACE_NOT_RUN
 from mallowspo.paper.finished import Place, read_places
 from mallowspo.paper.published import TAGS, Figure, Published
 from mallowspo.paper.settings import Claim, Paper
@@ -99,10 +98,8 @@ def run(paper: Paper, published: Published, scale: str, results: str) -> Path:
         own=own,
         groups=groups,
         said=said,
-        places=places,
-        waiting=[place for of_part in places.values() for place in of_part if not place.ran],
-        not_run=PLACE_NOT_RUN,
         deciding=len(deciding),
+        known_before=[place.name for part in paper.known_before for place in places.get(part, [])],
         alpha=f"{1 - paper.confidence:.2g}",
         half_alpha=f"{(1 - paper.confidence) / 2:.2g}",
         confidence=f"{paper.confidence:.0%}",

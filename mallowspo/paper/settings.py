@@ -135,6 +135,7 @@ class Paper(Section):
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     scales: dict[Name, dict[Name, list[str]]] = Field(min_length=1)
     claims: dict[Name, Claim] = Field(min_length=1)
+    known_before: list[Name] = Field(default=[], description="parts whose results were known when this was written")
     figures: list[FigureSettings] = Field(default=[])
     tables: dict[Name, TableSettings] = Field(default={})
 
@@ -165,6 +166,7 @@ class Paper(Section):
         return self
 
     def _used(self) -> Iterator[tuple[str, str]]:
+        yield from (("known_before", part) for part in self.known_before)
         for name, claim in self.claims.items():
             yield from ((f"claims.{name}", test.part) for test in claim.tests)
         yield from ((f"figures, '{figure.title}'", figure.part) for figure in self.figures)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -103,11 +103,11 @@ def claims_table(paper: Paper, tests: Mapping[str, Evidence], words: Mapping[str
         rows.append(
             {
                 "Claim": claim.title + (" (ours)" if claim.ours else ""),
-                "Published": "; ".join(figures) or ABSENT,
+                "Verdict": words[name],
                 "Ours": "; ".join(f"{at}: {effect(item)}" for at, item in own.items()),
+                "Published": "; ".join(figures) or ABSENT,
                 "n": _range(own, "n"),
                 "Seeds": _range(own, "seeds"),
-                "Verdict": words[name],
             }
         )
     table = pd.DataFrame(rows)
@@ -179,13 +179,14 @@ def _most(cells: Mapping[tuple[str, str], Any], label: str, metrics: list[str]) 
 
 def experiments_table(places: Mapping[str, list[Place]]) -> Table:
     """Every experiment of the scale: its part, how far it is, size, settings, and where its runs are tracked."""
-    table = pd.DataFrame([row for of_part in places.values() for place in of_part for row in _experiment(place)])
-    return Table("experiments", table, table, tuple(table.columns))
+    table = pd.DataFrame([_experiment(place) for of_part in places.values() for place in of_part])
+    shown = table.drop(columns="Command")
+    return Table("experiments", table, shown, tuple(shown.columns))
 
 
-def _experiment(place: Place) -> Iterator[dict[str, str]]:
+def _experiment(place: Place) -> dict[str, str]:
     seeds = place.comparison.seeds if place.comparison else None
-    yield {
+    return {
         "Part": place.part,
         "Experiment": place.name,
         "State": place.state,

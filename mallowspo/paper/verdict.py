@@ -73,12 +73,12 @@ def _corrected(p_values: list[float]) -> list[float]:
 def _verdict(test: Measured, p_holm: float, short_holm: float, alpha: float) -> Verdict:
     if not test.ran:
         return Verdict(NOT_RUN, "its experiment is not finished", math.nan, math.nan)
+    if p_holm < alpha and test.high < 0:
+        return Verdict(NOT_HELD, "clearly the other way", p_holm, short_holm)
     if short_holm < alpha / 2 and test.high < test.claimed:
         clear = p_holm < alpha and test.low > 0
         why = "a gain, but clearly less than the claimed effect" if clear else "the claimed effect is excluded"
         return Verdict(NOT_HELD, why, p_holm, short_holm)
-    if p_holm < alpha and test.high < 0:
-        return Verdict(NOT_HELD, "clearly the other way", p_holm, short_holm)
     if p_holm < alpha and test.low > 0:
         return Verdict(HELD, "a gain is clear, and the claimed effect is not excluded", p_holm, short_holm)
     if math.isnan(test.low):

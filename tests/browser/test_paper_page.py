@@ -27,7 +27,7 @@ def page(tmp_path_factory):
             pytest.fail("MALLOWSPO_REQUIRE_BROWSER=1, but no chromium is on PATH; install Debian's package chromium")
         pytest.skip("no chromium on PATH; install Debian's package chromium to run the browser tests")
     folder = tmp_path_factory.mktemp("paper")
-    write_paper(folder, prompts=12)
+    write_paper(folder, ("sentiment_smollm2", "controls_sentiment_smollm2"), prompts=12)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         paper = load_paper()

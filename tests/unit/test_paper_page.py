@@ -38,8 +38,14 @@ def _there(folder, monkeypatch):
     monkeypatch.chdir(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tests(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return gathered()
+
+
+def gathered():
     paper = load_paper()
     return numbered(paper, gather(paper, read_places(paper, "cpu", "results")))
 
@@ -194,6 +200,7 @@ def test_what_differs_is_read_from_the_settings(text, folder):
     other = folder / "config/experiments/hh_pythia2.8b.yaml"
     values = yaml.safe_load(Path("config/experiments/hh_smollm2.yaml").read_text())
     values["training"]["learning_rate"] = 5e-7
+    values["methods"]["dpo"]["beta"] = 0.05
     other.write_text(yaml.safe_dump(values))
     try:
         page.run(paper, Published(claims={}), "cpu", "results")
@@ -201,8 +208,10 @@ def test_what_differs_is_read_from_the_settings(text, folder):
         other.unlink()
     table = pd.read_csv(folder / "results/paper/tables/differs.csv")
     assert [tuple(row) for row in table[["experiment", "setting", "here", "there"]].to_numpy()] == [
-        ("hh_smollm2", "training.learning_rate", "1e-05", "5e-07")
-    ] or table[["here", "there"]].astype(float).to_numpy().tolist() == [[1e-5, 5e-7]]
+        ("hh_smollm2", "methods", "dpo (0.1), mallows_phi (0.12), mallows_theta (0.11)",
+         "dpo (0.05), mallows_phi (0.12), mallows_theta (0.11)"),
+        ("hh_smollm2", "training.learning_rate", "1e-05", "5e-07"),
+    ]  # fmt: skip
     assert "bandit (bandit) is the same file at both scales." in text
     assert "config/experiments/sentiment_gpt2_large.yaml is not there yet" in text
 
