@@ -61,7 +61,7 @@ def write_paper(folder: Path, names: tuple[str, ...] = tuple(COMPARISONS), promp
         _finish(made.layout, "frontier" if name == "sentiment_smollm2" else "win_rate")
         shutil.copy(made.layout.settings, folder / "config/experiments" / f"{name}.yaml")
     for name in ("bandit", "dispersion"):
-        _study(results, name)
+        write_study(results, name, name)
         shutil.copy(ROOT / "config/experiments" / f"{name}.yaml", folder / "config/experiments")
     shutil.copy(ROOT / "config/experiments/hh_reward_smollm2.yaml", folder / "config/experiments")
     return results
@@ -83,14 +83,17 @@ def _finish(layout: Layout, figure: str) -> None:
     write_json(layout.tracked, {"store": "http://127.0.0.1:5000", "experiment_id": "7", "run_id": f"run_of_{figure}"})
 
 
-def _study(results: Path, name: str) -> None:
+def write_study(results: Path, name: str, file: str) -> None:
+    """Made-up results of the study in config/experiments/FILE.yaml, as the workflow would leave them."""
     layout = Layout(str(results), name)
-    settings = load_experiment(str(ROOT / "config/experiments" / f"{name}.yaml"))
+    settings = load_experiment(str(ROOT / "config/experiments" / f"{file}.yaml"))
     write_text(layout.settings, dump_settings(settings))
     write_json(layout.study, {"kind": settings.kind, "numbers": {}})
-    for table, frame in (_bandit() if name == "bandit" else _dispersion()).items():
+    for table, frame in (_bandit() if file == "bandit" else _dispersion()).items():
         write_text(layout.tables / f"{table}.csv", frame.to_csv(index=False))
-    _finish(layout, "collapse_64" if name == "bandit" else "rankings_law")
+    for stage in ("study", "track"):
+        write_text(layout.benchmark(stage), "s\n1.0\n")
+    _finish(layout, "collapse_64" if file == "bandit" else "rankings_law")
 
 
 def _bandit() -> dict[str, pd.DataFrame]:

@@ -112,7 +112,7 @@ def _leaves(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
         name = f"{prefix}{key}"
         if value in (None, "", [], {}):
             continue
-        if name == "methods":
+        if name == "methods" and isinstance(value, dict):
             yield name, ", ".join(f"{label} ({_told(label, own)})" for label, own in sorted(value.items()))
         elif name == "evaluation.other_pairs":
             yield name, ", ".join(f"{label}: {own['source']}" for label, own in value.items())

@@ -1,6 +1,5 @@
 """The target `paper`: every experiment of the scale and then the page, nothing twice, and nothing where nobody asks."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -9,8 +8,8 @@ import sys
 import pytest
 import yaml
 
+from tests.made_up_paper import write_study
 from tests.workflow.conftest import Checkout
-from tests.workflow.test_studies_workflow import SMALL
 
 SCALES = {
     "cpu": {"bandit": "bandit", "again": "bandit_again"},
@@ -30,10 +29,8 @@ class Paper(Checkout):
         values = {"scales": SCALES, "claims": {"reward_kl": claim}}
         (folder / "config/paper.yaml").write_text(yaml.safe_dump(values))
         (folder / "config/published.yaml").write_text(yaml.safe_dump({"claims": {}}))
-        file = folder / "config/experiments/bandit.yaml"
-        values = {**yaml.safe_load(file.read_text()), **SMALL}
-        file.write_text(yaml.safe_dump(values))
-        (folder / "config/experiments/bandit_again.yaml").write_text(yaml.safe_dump({**values, "seeds": 3}))
+        again = folder / "config/experiments/bandit_again.yaml"
+        shutil.copy(folder / "config/experiments/bandit.yaml", again)
 
     def snakemake(self, *arguments, experiments="smoke"):
         """Without --config: what is asked for are targets."""
@@ -44,7 +41,6 @@ class Paper(Checkout):
 
     def paper(self, *arguments):
         """Rule -> number of jobs for the page."""
-        self.asked = arguments
         done = self.snakemake("--dry-run", "paper", *arguments)
         assert done.returncode == 0, done.stderr
         assert "warning" not in (done.stdout + done.stderr).lower()
@@ -59,7 +55,11 @@ class Paper(Checkout):
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
+    """Both experiments are there, and the page is made."""
     checkout = Paper(tmp_path_factory.mktemp("paper"))
+    for name in ("bandit", "bandit_again"):
+        write_study(checkout.folder / "results", name, "bandit")
+    assert checkout.paper() == {"paper": 1}
     ran = checkout.snakemake("paper")
     logs = "".join(log.read_text()[-1500:] for log in checkout.folder.glob("results/*/logs/*.log"))
     assert ran.returncode == 0, ran.stderr[-2000:] + logs
@@ -131,4 +131,3 @@ def test_what_is_published_makes_the_page_again_and_nothing_else(done):
     figure = {"what": "a thing", "value": 2.0, "source": "Table 1", "tag": "PDF"}
     file.write_text(yaml.safe_dump({"claims": {"reward_kl": [figure]}}))
     assert done.paper() == {"paper": 1}
-    assert json.loads((done.folder / "results/bandit/tracked.json").read_text())["run_id"]
