@@ -8,8 +8,9 @@ import sys
 import pytest
 import yaml
 
+from mallowspo.paper.settings import load_paper
 from tests.made_up_paper import write_study
-from tests.workflow.conftest import Checkout
+from tests.workflow.conftest import ROOT, Checkout
 
 SCALES = {
     "cpu": {"bandit": "bandit", "again": "bandit_again"},
@@ -50,7 +51,7 @@ class Paper(Checkout):
             return {}
         lines = text.split("Job stats:")[1].strip().splitlines()[2:]
         counts = dict(line.split() for line in lines[: lines.index("")])
-        return {rule: int(count) for rule, count in counts.items() if rule != "total"}
+        return {rule: int(count) for rule, count in counts.items() if rule not in ("paper", "total")}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def done(tmp_path_factory):
     checkout = Paper(tmp_path_factory.mktemp("paper"))
     for name in ("bandit", "bandit_again"):
         write_study(checkout.folder / "results", name, "bandit")
-    assert checkout.paper() == {"paper": 1}
+    assert checkout.paper() == {"page_of_the_paper": 1}
     ran = checkout.snakemake("paper")
     logs = "".join(log.read_text()[-1500:] for log in checkout.folder.glob("results/*/logs/*.log"))
     assert ran.returncode == 0, ran.stderr[-2000:] + logs
@@ -68,11 +69,29 @@ def done(tmp_path_factory):
 
 def test_both_scales_are_planned(tmp_path):
     checkout = Paper(tmp_path)
-    assert checkout.paper() == {"study": 2, "track_study": 2, "paper": 1}
+    assert checkout.paper() == {"study": 2, "track_study": 2, "page_of_the_paper": 1}
     large = checkout.paper("--config", "scale=paper")
-    assert large["study"] == large["track_study"] == large["paper"] == 1 and large["train"] == 3
+    assert large["study"] == large["track_study"] == large["page_of_the_paper"] == 1 and large["train"] == 3
     by_file = checkout.snakemake("--dry-run", "results/paper/index.html")
     assert by_file.returncode == 0 and "bandit_again" in by_file.stdout
+
+
+@pytest.mark.parametrize("scale", ["cpu", "paper"])
+def test_the_scales_of_the_repository(tmp_path, scale):
+    """Each is planned whole; where one of its files is not there yet, one line names it."""
+    checkout = Paper(tmp_path)
+    for name in ("paper.yaml", "published.yaml"):
+        shutil.copy(ROOT / "config" / name, tmp_path / "config" / name)
+    names = load_paper(ROOT / "config/paper.yaml").experiments(scale)
+    missing = [name for name in names if not (ROOT / f"config/experiments/{name}.yaml").exists()]
+    if missing:
+        ran = checkout.snakemake("--dry-run", "paper", "--config", f"scale={scale}")
+        assert ran.returncode != 0 and f"no such experiment '{missing[0]}'" in ran.stderr
+        return
+    studies = [name for name in names if "\nkind:" in f"\n{(ROOT / f'config/experiments/{name}.yaml').read_text()}"]
+    planned = checkout.paper("--config", f"scale={scale}")
+    assert planned["page_of_the_paper"] == 1 and planned["study"] == len(studies)
+    assert planned["compare"] == planned["report"] == len(names) - len(studies)
 
 
 def test_a_scale_that_is_none_stops_with_one_line(tmp_path):
@@ -107,7 +126,7 @@ def test_one_experiment_less_is_run_again_alone(done):
     shutil.move(done.folder / "results/bandit_again", kept)
     try:
         found = done.snakemake("--dry-run", "paper")
-        assert done.paper() == {"study": 1, "track_study": 1, "paper": 1}
+        assert done.paper() == {"study": 1, "track_study": 1, "page_of_the_paper": 1}
         assert "wildcards: experiment=bandit_again" in found.stdout
         assert "wildcards: experiment=bandit\n" not in found.stdout
     finally:
@@ -130,4 +149,4 @@ def test_what_is_published_makes_the_page_again_and_nothing_else(done):
     file = done.folder / "config/published.yaml"
     figure = {"what": "a thing", "value": 2.0, "source": "Table 1", "tag": "PDF"}
     file.write_text(yaml.safe_dump({"claims": {"reward_kl": [figure]}}))
-    assert done.paper() == {"paper": 1}
+    assert done.paper() == {"page_of_the_paper": 1}

@@ -2,7 +2,15 @@
 # Every experiment of the scale comes before it. PAPER is empty unless the page is asked for.
 
 
+# It has no file of its own, so that an experiment whose results were removed is run again.
 rule paper:
+    input:
+        PAGE_OF_THE_PAPER / "index.html",
+        [layout(name).report for name in PAPER],
+        [layout(name).tracked for name in PAPER],
+
+
+rule page_of_the_paper:
     input:
         settings=["config/paper.yaml", "config/published.yaml"],
         pages=[layout(name).report for name in PAPER],
