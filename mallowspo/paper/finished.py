@@ -93,8 +93,16 @@ def _place(part: str, name: str, results: str) -> Place:
     if not _finished(layout):
         return Place(part, name, layout, planned, NOT_RUN if planned else NO_FILE)
     made = load_experiment(str(layout.settings))
-    same = planned is None or planned.identity == made.identity
+    same = planned is None or identity(planned) == identity(made)
     return Place(part, name, layout, made, FINISHED if same else OTHER_SETTINGS)
+
+
+def identity(settings: Experiment | Study | None) -> str:
+    """Digest of the settings; empty where they go by the content of files that are not there."""
+    try:
+        return settings.identity if settings else ""
+    except FileNotFoundError:
+        return ""
 
 
 def _finished(layout: Layout) -> bool:

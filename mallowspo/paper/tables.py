@@ -10,7 +10,7 @@ import pandas as pd
 
 from mallowspo.layout import REFERENCE
 from mallowspo.paper.evidence import Evidence
-from mallowspo.paper.finished import Place
+from mallowspo.paper.finished import Place, identity
 from mallowspo.paper.published import Published
 from mallowspo.paper.settings import Paper, TableSettings
 from mallowspo.paper.verdict import Word, claim_verdict
@@ -191,7 +191,7 @@ def _experiment(place: Place) -> dict[str, str]:
         "Experiment": place.name,
         "State": place.state,
         "Seeds": str(len(seeds)) if seeds else ABSENT,
-        "Settings digest": place.settings.identity if place.settings else ABSENT,
+        "Settings digest": identity(place.settings) or ABSENT,
         "MLflow": f"experiment mallowspo/{place.name}" if place.record else ABSENT,
         "Command": place.command,
     }

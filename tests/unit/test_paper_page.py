@@ -17,7 +17,7 @@ from mallowspo.files import read_json
 from mallowspo.layout import Layout
 from mallowspo.paper import contests, page
 from mallowspo.paper.evidence import gather
-from mallowspo.paper.finished import FINISHED, NO_FILE, NOT_RUN, OTHER_SETTINGS, read_places
+from mallowspo.paper.finished import FINISHED, NO_FILE, NOT_RUN, OTHER_SETTINGS, identity, read_places
 from mallowspo.paper.published import Published, load_published
 from mallowspo.paper.settings import load_paper
 from mallowspo.paper.tables import numbered
@@ -268,6 +268,16 @@ def test_nothing_of_an_older_page_is_left(folder):
     page.run(paper, Published(claims={}), "cpu", "results")
     assert not [file for file in old if file.exists()]
     assert (folder / "results/paper/figures/overview.svg").exists()
+
+
+def test_an_identity_that_goes_by_absent_files_is_left_blank(folder):
+    """The reward model's pairs are not there."""
+    paper = load_paper()
+    (place,) = read_places(paper, "cpu", "results")["hh_judge"]
+    absent = place.settings.pairs.model_copy(update={"source": "path:nowhere.jsonl"})
+    settings = place.settings.model_copy(update={"pairs": absent})
+    assert identity(settings) == "" == identity(None)
+    assert identity(read_places(paper, "cpu", "results")["hh"][0].settings)
 
 
 def test_a_page_of_nothing(tmp_path):
