@@ -230,7 +230,10 @@ def pair_sources(wildcards):
     """Files that pairs are read from: answers of our own, a local file, or none for the hub."""
     kind, _, place = EXPERIMENTS[wildcards.experiment].pairs.source.partition(":")
     if kind == "on_policy":
-        return [*prompt_source(wildcards), *(layout(wildcards.experiment).answers(split) for split in ("train", "test"))]
+        return [
+            *prompt_source(wildcards),
+            *(layout(wildcards.experiment).answers(split) for split in ("train", "test")),
+        ]
     return [place] if kind == "path" else []
 
 
