@@ -10,7 +10,7 @@ RESULTS := results
 comma := ,
 EXPERIMENTS := $(subst $() ,$(comma),$(basename $(notdir $(wildcard config/experiments/*.yaml))))
 
-.PHONY: setup demo smoke test test-statistics test-cluster lint ui clean
+.PHONY: setup demo smoke test test-quantized test-statistics test-cluster lint ui clean
 
 setup: .venv/ready
 
@@ -37,6 +37,11 @@ smoke: setup
 test: .venv/ready-for-tests
 	$(BIN)/pytest $(if $(PROCESSES),--numprocesses $(PROCESSES) --dist loadfile)
 
+# bitsandbytes lies apart: where it is installed, each start of PEFT imports it (0.8 s of a processor).
+test-quantized: .venv/ready-for-tests
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt --upgrade --target .venv/quantized bitsandbytes
+	PYTHONPATH=.venv/quantized $(BIN)/pytest tests/unit/test_quantized.py
+
 # Minutes: every interval and test on thousands of simulated experiments; prints the table of docs/statistics.md.
 test-statistics: .venv/ready-for-tests
 	$(BIN)/pytest tests/statistics
@@ -44,7 +49,7 @@ test-statistics: .venv/ready-for-tests
 # Minutes: a real Slurm and a real PostgreSQL on this machine, and what breaks; prints the table of docs/cluster.md.
 test-cluster: .venv/ready-for-tests
 	[ "$$(id -u)" != 0 ] || { tests/slurm/slurm_loopback.sh install && tests/slurm/postgres_loopback.sh install; }
-	$(BIN)/pytest tests/slurm
+	$(BIN)/pytest --numprocesses 2 --dist loadfile tests/slurm
 
 lint: .venv/ready-for-tests
 	$(BIN)/ruff check .

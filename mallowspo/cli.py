@@ -126,7 +126,8 @@ def model(experiment: ExperimentName, results: Results = "results") -> None:
         raise InputError(f"{experiment_file(experiment)}: has no model to fetch")
     chosen = settings.stage_view("model").model
     folder = Layout(results, experiment_file(experiment).stem).model(settings.model.key)
-    _stage("model").fetch(located(chosen.source, results), chosen.sha256, folder, bool(chosen.trust_remote_code))
+    source, trusted = located(chosen.source, results), bool(chosen.trust_remote_code)
+    _stage("model").fetch(source, chosen.sha256, folder, trusted, chosen.quantized)
 
 
 app.command("fetch-data")(fetch_data)

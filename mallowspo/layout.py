@@ -64,12 +64,6 @@ class Layout:
         """Which parts a shard of the reference pass left; written when they all are there."""
         return self.root / "reference" / "shards" / f"{number}-of-{count}.json"
 
-    def reference_shards_made(self) -> int:
-        """The number of shards that the reference pass was made in last; 1 where one job did it all."""
-        made = self.reference_shard("*", "*")
-        last = max(made.parent.glob(made.name), key=lambda file: file.stat().st_mtime, default=None)
-        return int(last.stem.rpartition("-")[2]) if last else 1
-
     @property
     def reference_summary(self) -> Path:
         return self.root / "reference" / "reference.json"
@@ -120,6 +114,10 @@ class Layout:
     def answer_parts(self, method: str, seed: str | int, key: str) -> Path:
         """Folder of answers while they are sampled, part by part."""
         return self.samples(method, seed).parent / "parts" / key
+
+    def share(self, stage: str, method: str, seed: str | int, number: str | int, count: str | int) -> Path:
+        """Written when a job has done its share of a policy's answers ("generate") or tasks ("lm_eval")."""
+        return self.root / "shares" / method / f"seed={seed}" / f"{stage}-{number}-of-{count}"
 
     def scores(self, method: str, seed: str | int) -> Path:
         """Folder of what the judges said about one run: rewards, AlpacaEval, lm-eval."""
@@ -213,3 +211,13 @@ class Layout:
 
     def benchmark(self, stage: str) -> Path:
         return self.root / "benchmarks" / f"{stage}.tsv"
+
+
+def shards_made(each: Path) -> int:
+    """The number of shards that a stage was done in last; 1 where one job did it all.
+
+    Args:
+        each: what a shard leaves, with `*` for its number and for their count.
+    """
+    last = max(each.parent.glob(each.name), key=lambda file: file.stat().st_mtime, default=None)
+    return int(last.stem.rpartition("-")[2]) if last else 1

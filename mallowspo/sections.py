@@ -1,6 +1,7 @@
 """What all settings are made of: sections that are frozen and know their keys."""
 
 import difflib
+from types import SimpleNamespace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -30,3 +31,32 @@ class Section(BaseModel):
     """A part of the settings: frozen, and no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+
+def dotted(settings: Any, key: str) -> Any:
+    """The value at `a.b.c`."""
+    for part in key.split("."):
+        settings = getattr(settings, part)
+    return settings
+
+
+def jsonable(value: Any) -> Any:
+    """Sections as mappings."""
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    if isinstance(value, dict):
+        return {key: jsonable(item) for key, item in value.items()}
+    return value
+
+
+def view_of(settings: Any, keys: tuple[str, ...]) -> SimpleNamespace:
+    """The values at these keys and no others, in the shape of the settings."""
+    view = SimpleNamespace()
+    for key in keys:
+        place, parts = view, key.split(".")
+        for part in parts[:-1]:
+            if not hasattr(place, part):
+                setattr(place, part, SimpleNamespace())
+            place = getattr(place, part)
+        setattr(place, parts[-1], dotted(settings, key))
+    return view

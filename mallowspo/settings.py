@@ -7,10 +7,9 @@ right one.
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mallowspo.evaluation.settings import EvaluationSettings
 from mallowspo.files import digest
@@ -19,7 +18,7 @@ from mallowspo.layout import REFERENCE
 from mallowspo.methods import CHOICES, METHODS
 from mallowspo.pairs.settings import SplitSettings, TextsSettings
 from mallowspo.policies import Policy
-from mallowspo.sections import LABEL, Section, nearest
+from mallowspo.sections import LABEL, Section, dotted, jsonable, nearest, view_of
 from mallowspo.stage_reads import CHANGES_NOTHING, STAGE_READS
 from mallowspo.tuning import check_budgets
 
@@ -73,6 +72,7 @@ class ModelSettings(Section):
         description="of the matrix products; weights, log-probabilities and losses are float32 always. "
         "auto: bfloat16 where the processor multiplies in it",
     )
+    quantized: Literal["nf4"] | None = Field(default=None, description="nf4: weights in four bits, for training.lora")
 
     @model_validator(mode="after")
     def _wheel_is_pinned(self) -> "ModelSettings":
@@ -105,7 +105,7 @@ class ModelSettings(Section):
     def key(self) -> str:
         """Folder name of the fetched model: readable, and different for another source or checksum."""
         readable = re.sub(r"[^A-Za-z0-9.]+", "-", self.source.split("!")[-1]).strip("-")[-40:]
-        return f"{readable}-{digest([self.source, self.sha256], 8)}"
+        return f"{readable}-{digest([self.source, self.sha256, *filter(None, [self.quantized])], 8)}"
 
 
 class TokenSettings(Section):
@@ -312,6 +312,9 @@ class ComputeSettings(Section):
         default=False,
         description="the processes share the policy and its optimizer out too (FSDP), where each cannot hold them",
     )
+    shards: int = Field(
+        default=1, ge=1, description="jobs that share each policy's answers, and each policy's lm-eval tasks"
+    )
     memory_mb: int | None = Field(
         default=None,
         ge=300,
@@ -404,6 +407,8 @@ class Experiment(Section):
             check_budgets(self.methods, self.evaluation.selection.unequal)
         if self.evaluation.kl_answers > self.generation.answers:
             raise ValueError("evaluation.kl_answers may not exceed generation.answers")
+        if self.model.quantized and (self.training.lora is None or self.compute.sharded):
+            raise ValueError("model.quantized holds weights that do not train: set training.lora, not compute.sharded")
         if self.generation.temperature in self.evaluation.temperatures:
             raise ValueError("generation.temperature is evaluated anyway; remove it from evaluation.temperatures")
         return self
@@ -434,11 +439,11 @@ class Experiment(Section):
 
         What a stage reads is what its results depend on (`stage_digest`), so the two cannot drift apart.
         """
-        return _view(self, STAGE_READS[stage])
+        return view_of(self, STAGE_READS[stage])
 
     def stage_digest(self, stage: str, label: str | None = None) -> str:
         """Digest of what `stage` reads; with a label, of that method's or that set of other pairs' settings too."""
-        read = [_jsonable(_dotted(self, key)) for key in STAGE_READS[stage] if key not in CHANGES_NOTHING]
+        read = [jsonable(dotted(self, key)) for key in STAGE_READS[stage] if key not in CHANGES_NOTHING]
         labelled: dict[str, Any] = {**(self.evaluation.other_pairs if stage == "other-pairs" else self.methods)}
         own = labelled[label].model_dump() if label in labelled else None
         return digest([stage, read, own])
@@ -456,29 +461,3 @@ def _check_option(name: str, option: str, value: float | str) -> None:
         raise ValueError(f"method '{name}', option {option}: {value!r}; {nearest(str(value), map(str, choices))}")
     if not choices and isinstance(value, str):
         raise ValueError(f"method '{name}', option {option}: {value!r} is not a number")
-
-
-def _dotted(settings: Any, key: str) -> Any:
-    for part in key.split("."):
-        settings = getattr(settings, part)
-    return settings
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump()
-    if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
-    return value
-
-
-def _view(settings: Any, keys: tuple[str, ...]) -> SimpleNamespace:
-    view = SimpleNamespace()
-    for key in keys:
-        place, parts = view, key.split(".")
-        for part in parts[:-1]:
-            if not hasattr(place, part):
-                setattr(place, part, SimpleNamespace())
-            place = getattr(place, part)
-        setattr(place, parts[-1], _dotted(settings, key))
-    return view

@@ -21,9 +21,10 @@ def keep_jobs_while_slurm_is_silent() -> None:
 
 async def _check_active_jobs(executor: Any, active_jobs: list[Any]) -> AsyncIterator[Any]:
     """The jobs that still run: those that the executor tells, or all of them if no question was answered."""
-    answers = executor._status_query_calls
+    # The thread that asks may start before the executor's own counters are there; it has no jobs then.
+    answers = executor._status_query_calls if active_jobs else None
     async for job in executor.forgetful_check(active_jobs):
         yield job
-    if executor._status_query_calls == answers:
+    if active_jobs and executor._status_query_calls == answers:
         for job in active_jobs:
             yield job

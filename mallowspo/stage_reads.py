@@ -2,14 +2,14 @@
 
 #: What each stage reads. `compute` and `question` change no result; a trained run also reads its method.
 STAGE_READS: dict[str, tuple[str, ...]] = {
-    "model": ("model.source", "model.sha256", "model.trust_remote_code"),
+    "model": ("model.source", "model.sha256", "model.trust_remote_code", "model.quantized"),
     "sample": ("model.precision", "tokens", "pairs"),
     "pairs": ("pairs", "tokens"),
     "tokens": ("tokens",),
     "reference": ("model.precision", "reference.tokens_per_batch"),
     "dispersion": ("model.precision", "tokens", "reference.tokens_per_batch", "dispersion"),
     "other-pairs": ("model.precision", "tokens", "reference.tokens_per_batch"),
-    "train": ("model.precision", "tokens", "training"),
+    "train": ("model.precision", "model.quantized", "tokens", "training"),
     "generate": ("model.precision", "tokens", "generation"),
     "score": ("model.precision", "tokens", "reference.tokens_per_batch", "evaluation.judge", "evaluation.kl_answers"),
     "second-score": ("evaluation.second_judge",),

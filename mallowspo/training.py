@@ -45,8 +45,9 @@ from mallowspo.pair_betas import OBJECTIVE
 from mallowspo.pairs.prepared import open_tokens
 from mallowspo.processes import Processes
 from mallowspo.provenance import code_digest, environment
+from mallowspo.quantized import count
 from mallowspo.scoring import Scorer
-from mallowspo.sharding import ShardedTrainer, bytes_held
+from mallowspo.sharding import ShardedTrainer, bytes_held, trained_weights
 from mallowspo.tracking import track_live
 from mallowspo.trainer import ObjectiveState, PreferenceTrainer
 
@@ -133,7 +134,7 @@ def _run(
     checkpoint = processes.from_first(lambda: last_checkpoint(_open_work(work, kept_folder, identity)))
     set_seed(seed)
     initial_policy = partial(_policy, model_folder, training=view.training, seed=seed)
-    model = initial_policy(device=device)
+    model = initial_policy(device=device, four_bits=precision if view.model.quantized else None)
     sizes = _sizes(model)
     scorer = Scorer(model, precision)
     budget = memory.available(device, memory_mb) // (processes.count if device == "cpu" else 1)
@@ -161,6 +162,9 @@ def _run(
     if not processes.first:
         return
     with whole_directory(folder / "model") as temporary:
+        if view.model.quantized:  # merged in float32: four bits would not hold the sum
+            trained, policy = trained_weights(policy), initial_policy(device="cpu")
+            policy.load_state_dict(trained, strict=False)
         final = policy.merge_and_unload() if view.training.lora else policy
         final.save_pretrained(temporary)
         load_tokenizer(model_folder).save_pretrained(temporary)
@@ -232,13 +236,13 @@ def _fit(scorer: Scorer, examples: Examples, training: Any, budget: int, process
 def _sizes(model: nn.Module) -> dict[str, int]:
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": sum(count(parameter) for parameter in model.parameters()),
         "trainable_parameters": sum(parameter.numel() for parameter in trainable),
     }
 
 
-def _policy(model_folder: Path, device: str, training: Any, seed: int) -> Any:
-    model = load_model(model_folder, device)
+def _policy(model_folder: Path, device: str, training: Any, seed: int, four_bits: str | None = None) -> Any:
+    model = load_model(model_folder, device, four_bits=four_bits)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # the reference was scored without dropout

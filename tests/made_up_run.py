@@ -47,10 +47,15 @@ def write_pairs(layout: Layout, train: int, test: int = 4) -> None:
 
 
 def experiment_file(
-    folder: Path, methods: dict[str, object] | None = None, model: str | None = None, **training: object
+    folder: Path,
+    methods: dict[str, object] | None = None,
+    model: str | None = None,
+    quantized: str | None = None,
+    **training: object,
 ) -> Path:
     """The smoke experiment with other training settings, and another model (its source) and methods if given."""
     values = yaml.safe_load((ROOT / "config/experiments/smoke.yaml").read_text())
+    values["model"]["quantized"] = quantized
     if model:
         values["model"]["source"] = model
     if methods:
@@ -67,7 +72,7 @@ def prepare(folder: Path, pairs: int = 12, **settings: object) -> tuple[Experime
     experiment = load_experiment(str(experiment_file(folder, **settings)))
     layout = Layout(str(folder / "results"), "made_up")
     model_folder = layout.model(experiment.model.key)
-    fetch(experiment.model.source, None, model_folder)
+    fetch(experiment.model.source, None, model_folder, four_bits=experiment.model.quantized)
     write_pairs(layout, pairs)
     prepared.run(experiment.stage_view("tokens"), layout, model_folder)
     reference_pass.run(experiment.stage_view("reference"), layout, model_folder, "cpu")

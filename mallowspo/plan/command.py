@@ -10,7 +10,7 @@ import typer
 
 from mallowspo.chains import first_model
 from mallowspo.errors import InputError
-from mallowspo.experiments import experiment_file, load_experiment
+from mallowspo.experiments import experiment_file, load_experiment, load_workflow
 from mallowspo.files import write_json
 from mallowspo.layout import Layout
 from mallowspo.plan.data import expected, prepared
@@ -24,7 +24,12 @@ from mallowspo.studies.settings import Study
 
 
 def plan(
-    experiment: Annotated[str, typer.Argument(help="a name in config/experiments, or a path to a .yaml file")],
+    experiment: Annotated[
+        str | None, typer.Argument(help="a name in config/experiments, or a path to a .yaml file", show_default=False)
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(help="experiments=NAME, or several with commas: as snakemake takes it")
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(help=f"{', '.join(DEVICES)} [default: {USUAL_GPU} where compute.gpus is above 0, else cpu]"),
@@ -41,11 +46,27 @@ def plan(
     """Jobs, memory, time and cost of an experiment, before anything is fetched or submitted."""
     from rich.console import Console
 
-    case = make_case(experiment, device, flops, fraction, cores, model, results)
-    planned = stages(case)
-    if json_file:
-        write_json(json_file, as_json(case, planned))
-    Console(width=None if sys.stdout.isatty() else 140).print(told(case, planned))
+    names = asked_for(experiment, config)
+    if json_file and len(names) > 1:
+        raise InputError("--json holds the plan of one experiment; ask for one at a time")
+    for name in names:
+        case = make_case(name, device, flops, fraction, cores, model, results)
+        planned = stages(case)
+        if json_file:
+            write_json(json_file, as_json(case, planned))
+        Console(width=None if sys.stdout.isatty() else 140).print(told(case, planned))
+
+
+def asked_for(experiment: str | None, config: str | None) -> list[str]:
+    """The experiments that are named, one way or the other.
+
+    Raises:
+        InputError: none is, or both ways were taken.
+    """
+    key, _, names = (config or "").partition("=")
+    if bool(experiment) == bool(config) or (config and (key != "experiments" or not names)):
+        raise InputError("give one experiment, as in `mallowspo plan demo`, or --config experiments=NAME,NAME")
+    return [experiment] if experiment else load_workflow({"experiments": names}, "--config").experiments
 
 
 def make_case(

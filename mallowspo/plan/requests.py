@@ -39,8 +39,9 @@ AS = {
     **dict.fromkeys(("reference_shard", "dispersion", "other_pairs"), "reference"),
     **dict.fromkeys(("score_answers", "score_other_pairs"), "score"),
     **dict.fromkeys(("second_score", "signals"), "score"),
+    "generate_shard": "generate",
     "alpaca": "judge",
-    "lm_eval": "lm-eval",
+    **dict.fromkeys(("lm_eval", "lm_eval_shard"), "lm-eval"),
 }
 
 

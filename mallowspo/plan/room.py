@@ -36,6 +36,8 @@ CUDA_PROCESS = 4096 * MEBIBYTE
 #: The driver's own share of a GPU's memory.
 CUDA_CONTEXT = 1024 * MEBIBYTE
 BYTES = {"float32": 4, "bfloat16": 2}
+#: Bytes of a weight that is held in four bits, with its share of its block's magnitude (`mallowspo.quantized`).
+IN_FOUR_BITS = 1 / 2 + 4 / 64
 
 
 def training_memory(
@@ -44,17 +46,18 @@ def training_memory(
     """Of one process of a training, as it will plan it itself within `budget` bytes."""
     training, compute = experiment.training, experiment.compute
     trained = 4 * (adapter_parameters(shape, training.lora) if training.lora else shape.parameters)
-    weights = 4 * shape.parameters + (trained if training.lora else 0)
+    outside = 4 * (shape.parameters - shape.body)
+    body = round(IN_FOUR_BITS * shape.body) if experiment.model.quantized else 4 * shape.body
+    weights = outside + body + (trained if training.lora else 0)
     fixed = fixed_bytes(weights, trained)
     if compute.sharded:
-        outside = 4 * (shape.parameters - shape.body)
         fixed = shared_out_bytes(fixed, compute.processes, (weights - outside) // shape.layers, outside)
     fixed += 0 if on_gpu else PROCESS
     whole = kept_of_a_token(shape, precision, training.lora is not None)
     recomputed = recomputed_bytes(shape.layers, shape.hidden, whole)
     products_alone = not on_gpu and precision == "float32" and training.lora is None
     each = recomputed + products_of_a_token(shape) if products_alone else whole
-    once = BYTES[precision] * shape.body if precision != "float32" else 0
+    once = BYTES[precision] * shape.body if precision != "float32" and not experiment.model.quantized else 0
     head = working_bytes(shape.vocabulary, shape.hidden)
     tokens = pairs.largest_batch(training.tokens_per_batch, training.pairs_per_step)
     return fit(fixed, once, each, recomputed, head, tokens, budget)

@@ -270,10 +270,10 @@ def _sampler(
 
 
 def _generate(case: Case) -> Stage:
-    sampling, pairs = case.experiment.generation, case.data.test
-    threads = case.threads(case.runs)
-    seconds, work = _sampling(case, pairs.lengths[:, 0], pairs.each, sampling, threads)
-    jobs = case.runs + 1 + len(case.experiment.variants())
+    sampling, pairs, shards = case.experiment.generation, case.data.test, case.experiment.compute.shards
+    threads = case.threads(case.runs * shards)
+    seconds, work = _sampling(case, pairs.lengths[:, 0], pairs.each / shards, sampling, threads)
+    jobs = (case.runs + 1 + len(case.experiment.variants())) * shards
     stage = _sampler(case, "generate", jobs, threads, pairs, sampling, seconds, work)
     settings = case.experiment.training
     merged = 4 * case.shape.parameters + PROCESS  # adapters kept along the training are merged in float32
@@ -311,7 +311,9 @@ def _lm_eval(case: Case) -> list[Stage]:
         return []
     memory = _scoring_memory(case, 2048)
     start = STARTING + 4 * case.shape.parameters / READING
-    stage = _with_model(case, "lm-eval", case.runs + 1, case.threads(case.runs), memory, start, Work())
+    shards = min(case.experiment.compute.shards, len(settings.tasks))
+    threads = case.threads(case.runs * shards)
+    stage = _with_model(case, "lm-eval", (case.runs + 1) * shards, threads, memory, start, Work())
     note = "only its start is counted: how many items a task has is known to lm-eval alone"
     return [Stage(**{**vars(stage), "notes": (*stage.notes, note)})]
 

@@ -269,7 +269,7 @@ class _Writer:
             self.client.log_batch(run_id, params=params, synchronous=True)
         log_metrics(self.client, run_id, missing)
         set_tags(self.client, run, {**child.tags, **results_tag(self.layout), PARENT: parent, SUPERSEDED: "false"})
-        self.client.log_inputs(run_id, [data])
+        name_data(self.client, run_id, data)
         for file in child.files:
             self.client.log_artifact(run_id, str(file))
         finish(self.client, run, child.ended)
@@ -291,3 +291,18 @@ class _Writer:
                 return run, stored
         name = f"{child.method} seed={child.seed}"
         return self.client.create_run(self.experiment, start_time=child.started, tags=tags, run_name=name), {}
+
+
+def name_data(client: Any, run_id: str, data: Any) -> None:
+    """Note a run's data set.
+
+    MLflow looks whether the experiment has it and adds it if not: of two writers at once one fails, and finds it then.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.log_inputs(run_id, [data])
+    except MlflowException as error:
+        if "unique constraint" not in str(error).lower():
+            raise
+        client.log_inputs(run_id, [data])

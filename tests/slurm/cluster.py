@@ -1,9 +1,9 @@
 """The real parts that the tests strike: snakemake on Slurm, trainings as processes, PostgreSQL, the MLflow server."""
 
-import getpass
 import hashlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mallowspo.files import read_jsonl
 from mallowspo.tracking.contents import TIMING, curve_values
@@ -51,9 +52,14 @@ def wait_until(true, seconds, what, every=0.2):
         time.sleep(every)
 
 
-def ask(*words):
-    """What a Slurm command prints."""
-    return subprocess.run(words, check=True, capture_output=True, text=True, env=environment()).stdout.strip()
+def ask(*words, seconds=60):
+    """What a Slurm command prints; asked again for so long where another test has stopped the controller."""
+    end = time.monotonic() + seconds
+    while True:
+        done = subprocess.run(words, check=False, capture_output=True, text=True, env=environment())
+        if done.returncode == 0:
+            return done.stdout.strip()
+        assert "Unable to contact slurm controller" in done.stderr and time.monotonic() < end, done.stderr
 
 
 def pretend_cluster_runs():
@@ -66,14 +72,24 @@ def pretend_cluster_runs():
     )
 
 
-def cancel_everything():
-    """Every job of this user on the pretend cluster."""
-    ask("scancel", f"--user={getpass.getuser()}")
+def cancel_jobs_below(folder):
+    """Every job that was sent from a folder below this one."""
+    lines = ask("squeue", "--noheader", "--format=%i %Z").splitlines()
+    for job, place in (line.split(maxsplit=1) for line in lines):
+        if Path(place).is_relative_to(folder):
+            ask("scancel", job)
 
 
 def job_state(job):
     """Slurm's word for a job's state: RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT, OUT_OF_MEMORY, ..."""
     return ask("squeue", "--noheader", "--states=all", "--jobs", job, "--format=%T")
+
+
+class Asked(NamedTuple):
+    """What one attempt at a stage asked Slurm for."""
+
+    memory_mb: int
+    minutes: int
 
 
 @dataclass(frozen=True)
@@ -101,7 +117,7 @@ class Workflow(Checkout):
         super().__init__(folder)
         self.said = folder / "snakemake.said"
         if prepared:
-            prepared.copy_to(folder)
+            shutil.copytree(prepared, folder, dirs_exist_ok=True)
 
     def start(self, *arguments, experiments="faults", config=()):
         """`snakemake --cores all --profile slurm ...`; what it says goes to the file `said`."""
@@ -150,6 +166,16 @@ class Workflow(Checkout):
         weights = (self.run(label) / "model/model.safetensors").read_bytes()
         metrics = [{key: value for key, value in curve_values(row)[0].items() if key not in TIMING} for row in rows]
         return metrics, hashlib.sha256(weights).hexdigest()
+
+    def asked(self, label):
+        """Of each attempt at a training, the first one first."""
+        lines = ask("squeue", "--noheader", "--states=all", "--sort=i", "--format=%m|%l|%Z|%k").splitlines()
+        found = [line.split("|") for line in lines]
+        return [
+            Asked(int(memory.removesuffix("M")), int(limit.removesuffix(":00")))
+            for memory, limit, place, comment in found
+            if Path(place) == self.folder and comment.startswith("rule_train") and label in comment
+        ]
 
     def lines(self, *words):
         """What snakemake said: the lines that hold all of these words."""

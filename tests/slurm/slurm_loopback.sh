@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A real Slurm for tests: a controller and two pretend nodes with four pretend GPUs each, all on this machine.
+# A real Slurm for tests: a controller and two pretend nodes with eight pretend GPUs each, all on this machine.
 #
 #   slurm_loopback.sh install            Debian's packages where they are missing (as root; half a minute)
 #   slurm_loopback.sh start [PART...]    PART is munge, controller, n1 or n2; all of them if none is named
@@ -13,7 +13,7 @@ set -euo pipefail
 home=${SLURM_LOOPBACK:-/tmp/mallowspo-slurm}
 link=/etc/slurm/slurm.conf
 parts=(munge controller n1 n2)
-gpus=3 # the number of the last one, counted from 0
+gpus=7 # the number of the last one, counted from 0
 export SLURM_CONF=$home/slurm.conf PATH=$PATH:/usr/sbin
 
 main() {
@@ -103,8 +103,8 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
 JobAcctGatherParams=OverMemoryKill,UsePss
 
-# Seconds. Snakemake asks squeue, which must still know a job that ended a while ago.
-MinJobAge=300
+# Seconds. Snakemake and the tests ask squeue, which must still know a job that ended a while ago.
+MinJobAge=1800
 KillWait=2
 SchedulerParameters=sched_interval=1,bf_interval=2
 SelectType=select/cons_tres

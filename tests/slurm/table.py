@@ -1,16 +1,20 @@
 """What the tests found, for docs/cluster.md."""
 
 COLUMNS = ("fault", "what happened", "what a user sees", "lost", "how it went on")
-FAULTS: list[tuple[str, ...]] = []
-#: Lines above the table: what ran, and how long it took.
-NOTES: list[str] = []
+#: Under this name a test's report carries its row: pytest-xdist brings reports from its workers.
+PROPERTY = "row of the table"
 
 
-def tell(fault, happened, seen, lost, went_on):
-    """Add a row to the table."""
-    FAULTS.append((fault, happened, seen, lost, went_on))
+def rows_of(reports):
+    """The rows that these tests told, file by file, each in the order in which its tests ran."""
+    return [
+        tuple(value)
+        for report in sorted(reports, key=lambda report: report.nodeid.split("::")[0])
+        for name, value in report.user_properties
+        if name == PROPERTY and report.when == "call"
+    ]
 
 
 def markdown(rows):
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows] if rows else []
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
     return ["| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in row) + " |" for row in lines]

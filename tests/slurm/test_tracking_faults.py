@@ -14,11 +14,10 @@ from mallowspo.tracking.contents import curve_values
 from tests import made_up_results
 from tests.slurm.cluster import HERE, Workflow, ask, environment, job_state, wait_until
 from tests.slurm.prepared import write_settings
-from tests.slurm.table import tell
 
 WRITERS, ROWS = 8, 200
-#: Long enough that a training outlives two stops of the store.
-LONG = 1500
+#: Steps enough that a training outlives two stops of the store, and their seconds.
+LONG, STOPPED = 1500, 5
 
 
 def write_results(folder, methods, seeds, steps=12):
@@ -74,23 +73,23 @@ def track(layout, experiment, server, folder):
 
 
 def ended(process):
-    said = process.communicate(timeout=120)[0].decode()
+    said = process.communicate(timeout=240)[0].decode()
     assert process.returncode == 0, said
 
 
-def test_eight_jobs_log_at_once_while_the_server_restarts(slurm, server, database, tmp_path):
+def test_eight_jobs_log_at_once_while_the_server_restarts(slurm, server, database, tmp_path, tell):
     seeds = tuple(range(1, WRITERS + 1))
     layout = write_results(tmp_path / "results", ("dpo",), seeds, ROWS)
     expected = in_files(layout, [("dpo", seed) for seed in seeds])
     command = f"python {HERE / 'live_writer.py'} results $SLURM_ARRAY_TASK_ID {server.uri}"
     job = submit(tmp_path, command, f"--array=1-{WRITERS}")
-    wait_until(lambda: count(database.curves("made_up")) > count(expected) / 4, 60, "a quarter has arrived")
+    wait_until(lambda: count(database.curves("made_up")) > count(expected) / 4, 180, "a quarter has arrived")
     server.stop()
     before = count(database.curves("made_up"))
     assert before < count(expected)
     time.sleep(5)
     server.start()
-    wait_until(lambda: set(job_state(job).split()) == {"COMPLETED"}, 120, "the eight jobs ended")
+    wait_until(lambda: set(job_state(job).split()) == {"COMPLETED"}, 240, "the eight jobs ended")
     live = count(database.curves("made_up"))
     warned = sorted(warning for log in tmp_path.glob("job-*.said") for warning in _warnings(log))
     assert warned
@@ -132,25 +131,25 @@ def long_training(slurm, server, prepared, tmp_path):
     ask("scancel", flow.job)
 
 
-def test_server_and_database_stop_while_a_training_runs(long_training, server, database):
+def test_server_and_database_stop_while_a_training_runs(long_training, server, database, tell):
     flow = long_training
 
     def stored():
         return count(database.curves("faults"))
 
-    wait_until(lambda: stored() > 0, 90, "the first metrics are stored")
+    wait_until(lambda: stored() > 0, 180, "the first metrics are stored")
     steps = flow.steps("undisturbed")
     database.stop()
-    time.sleep(8)
+    time.sleep(STOPPED)
     assert flow.steps("undisturbed") > steps
     database.start()
     before = stored()
-    wait_until(lambda: stored() > before, 60, "metrics are stored again")
+    wait_until(lambda: stored() > before, 120, "metrics are stored again")
     server.stop()
-    time.sleep(8)
+    time.sleep(STOPPED)
     assert job_state(flow.job) == "RUNNING", "the training is too short for this test"
     server.start()
-    wait_until(lambda: job_state(flow.job) == "COMPLETED", 120, "the training ended")
+    wait_until(lambda: job_state(flow.job) == "COMPLETED", 400, "the training ended")
     live = stored()
     layout = Layout(str(flow.folder / "results"), "faults")
     _finish(layout, flow)
@@ -162,7 +161,7 @@ def test_server_and_database_stop_while_a_training_runs(long_training, server, d
     (said,) = _warnings(log)
     tell(
         "MLflow's PostgreSQL, then its server, stopped during a training",
-        f"8 s each; the training went on; {live:,} of {count(expected):,} metrics were stored when it ended",
+        f"{STOPPED} s each; the training went on; {live:,} of {count(expected):,} metrics were stored when it ended",
         f"one line in the stage's log: `{said}`",
         "nothing: after `mallowspo track` store and files hold the same metrics",
         "by itself; `mallowspo track` brought the rest",
@@ -178,7 +177,7 @@ def _finish(layout, flow):
     shutil.copy(made.settings, layout.settings)
 
 
-def test_two_users_share_a_store(slurm, server, database, tmp_path):
+def test_two_users_share_a_store(slurm, server, database, tmp_path, tell):
     layouts = [write_results(tmp_path / user / "results", ("dpo",), (21, 22)) for user in ("one", "two")]
     summary = layouts[1].run("dpo", 22) / "summary.json"
     write_json(summary, read_json(summary) | {"digest": "the second user's own"})

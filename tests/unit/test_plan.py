@@ -24,7 +24,7 @@ from mallowspo.memory_formula import MemoryPlan
 from mallowspo.models import MADE_UP, make_made_up
 from mallowspo.packing import Row, make_batch
 from mallowspo.plan import hardware, stages
-from mallowspo.plan.command import make_case
+from mallowspo.plan.command import asked_for, make_case
 from mallowspo.plan.data import Data, Pairs, expected
 from mallowspo.plan.hardware import DEVICES
 from mallowspo.plan.requests import UNKNOWN, Request, Requests
@@ -514,6 +514,35 @@ def test_the_command_prints_the_plan_and_writes_it(tmp_path):
     assert f"{found['gpu_hours']:,.1f} GPU hours in all" in done.output
     assert found["gpu_hours"] == pytest.approx(sum(stage["gpu_hours"] for stage in found["stages"]))
     assert "152,760 training pairs, 512 test pairs" in done.output
+
+
+def test_experiments_are_named_as_for_snakemake_too():
+    assert asked_for("demo", None) == asked_for(None, "experiments=demo") == ["demo"]
+    assert asked_for(None, "experiments=demo, smoke") == ["demo", "smoke"]
+    for experiment_name, config in ((None, None), ("demo", "experiments=smoke"), (None, "results=x"), (None, "demo")):
+        with pytest.raises(InputError, match="give one experiment, as in `mallowspo plan demo`, or --config"):
+            asked_for(experiment_name, config)
+
+
+def test_weights_in_four_bits_take_a_seventh_and_layers_are_not_rounded_once_more():
+    lora = {**experiment("smoke").training.model_dump(), "lora": {"rank": 16}}
+    whole = experiment("hh_pythia2.8b", training=lora | {"max_steps": None})
+    model = {**whole.model.model_dump(), "quantized": "nf4"}
+    held = type(whole).model_validate({**whole.model_dump(), "model": model})
+    shape = KNOWN["pythia-2.8b"]
+    plans = [
+        training_memory(case, shape, expected(case).train, "bfloat16", 1 << 40, on_gpu=True) for case in (whole, held)
+    ]
+    assert plans[0].fixed - plans[1].fixed == 4 * shape.body - round(0.5625 * shape.body)
+    assert plans[0].activations - plans[1].activations == 2 * shape.body
+
+
+def test_shards_are_more_jobs_of_less_time_each():
+    one, four = (experiment("hh_pythia2.8b", compute={"gpus": 1, "shards": n}) for n in (1, 4))
+    cases = [Case(e, KNOWN["pythia-2.8b"], expected(e), DEVICES["a100"], 2) for e in (one, four)]
+    (whole,), (share,) = ([s for s in stages.stages(case) if s.name == "generate"] for case in cases)
+    assert share.jobs == 4 * whole.jobs
+    assert share.seconds < whole.seconds
 
 
 def test_a_rate_and_a_share_can_be_said():

@@ -39,11 +39,11 @@ def still_active(monkeypatch, answer):
     executor._status_query_min_seconds, executor._status_query_cycle_rows = None, []
     executor.report_job_success = lambda job: None
     settings.keep_successful_logs = True
+    return asyncio.run(round_of_questions(executor, JOBS))
 
-    async def round_of_questions():
-        return [job.external_jobid async for job in executor.check_active_jobs(JOBS)]
 
-    return asyncio.run(round_of_questions())
+async def round_of_questions(executor, jobs):
+    return [job.external_jobid async for job in executor.check_active_jobs(jobs)]
 
 
 @pytest.fixture
@@ -66,3 +66,11 @@ def test_without_it_all_jobs_are_forgotten(monkeypatch):
 )
 def test_jobs_are_kept_while_nothing_answers_and_no_longer(monkeypatch, kept, answer, active):
     assert still_active(monkeypatch, answer) == active
+
+
+def test_the_first_round_may_come_before_the_executor_is_ready(kept):
+    """Its thread starts before its counters are set; an error there would end the thread, and no job were ever done."""
+    executor = plugin.Executor.__new__(plugin.Executor)
+    executor.workflow = SimpleNamespace(executor_settings=SimpleNamespace(init_seconds_before_status_checks=1))
+    executor.logger = logging.getLogger("test")
+    assert asyncio.run(round_of_questions(executor, [])) == []

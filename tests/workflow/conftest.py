@@ -14,8 +14,12 @@ ROOT = Path(__file__).parents[2]
 class Checkout:
     """A folder with the workflow and a copy of the settings, in which snakemake is run."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, of: "Checkout | None" = None):
+        """With the settings and results `of` another one, if given."""
         self.folder = folder
+        if of:
+            shutil.copytree(of.folder, folder, symlinks=True)
+            return
         for name in ("Snakefile", "workflow", "slurm"):
             (folder / name).symlink_to(ROOT / name)
         shutil.copytree(ROOT / "config", folder / "config")

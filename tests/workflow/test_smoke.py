@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -96,8 +97,22 @@ def test_another_time_limit_runs_nothing(smoke, changed):
 
 
 def test_another_number_of_shards_runs_nothing(smoke, changed):
-    changed(lambda values: values.update(reference={"shards": 3}))
+    changed(lambda values: values.update(reference={"shards": 3}, compute={"shards": 3}))
     assert smoke.planned() == {}
+
+
+def test_answers_that_jobs_share_are_the_same(smoke, tmp_path):
+    copy = Checkout(tmp_path / "copy", smoke)
+    values = yaml.safe_load(experiment(copy).read_text()) | {"compute": {"shards": 2}}
+    experiment(copy).write_text(yaml.safe_dump(values, sort_keys=False))
+    answers = Path("results/smoke/samples/reference/seed=0/answers.jsonl")
+    shutil.rmtree(copy.folder / answers.parent)
+    plan = copy.snakemake("--dry-run", str(answers)).stdout
+    assert re.findall(r"^(generate\w*) +(\d)$", plan, re.MULTILINE) == [("generate", "1"), ("generate_shard", "2")]
+    done = copy.snakemake(str(answers))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (copy.folder / answers).read_bytes() == (smoke.folder / answers).read_bytes()
+    assert "generate_shard" not in copy.planned(), "what is there keeps the shares that it was made of"
 
 
 def test_one_more_seed_adds_its_runs_only(smoke, changed):

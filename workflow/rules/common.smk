@@ -7,7 +7,7 @@ from mallowspo.chains import folder_of, load_all
 from mallowspo.data_files import FOLDER as DATA, known_files
 from mallowspo.errors import InputError
 from mallowspo.judges.names import is_a_model, model_of
-from mallowspo.layout import REFERENCE, Layout
+from mallowspo.layout import REFERENCE, Layout, shards_made
 from mallowspo.methods import METHODS
 from mallowspo.pair_betas import labels_with_pair_beta
 from mallowspo.paper.asked import experiments_of_the_page
@@ -205,6 +205,10 @@ def number_of_shards(experiment):
     return experiment.reference.shards
 
 
+def number_of_shares(experiment):
+    return number_of_runs(experiment) * experiment.compute.shards
+
+
 def memory_of(wildcards, attempt, rulename):
     return request(wildcards, attempt, rulename).memory_mb
 
@@ -264,9 +268,36 @@ def reference_shards(wildcards):
     place = layout(wildcards.experiment)
     count = EXPERIMENTS[wildcards.experiment].reference.shards
     if place.reference_summary.exists():
-        count = place.reference_shards_made()
+        count = shards_made(place.reference_shard("*", "*"))
     shards = range(1, count + 1) if count > 1 else []
     return [place.reference_shard(shard, count) for shard in shards]
+
+
+def shares(stage, wildcards, result, most=None):
+    """Shares of a policy's answers or tasks that are computed before they are put together; none where it is one job.
+
+    As for the reference pass, what is there keeps the shares that it was made of.
+    """
+    place = layout(wildcards.experiment)
+    of = (stage, wildcards.method, wildcards.seed)
+    count = min(EXPERIMENTS[wildcards.experiment].compute.shards, most or sys.maxsize)
+    if result.exists():
+        count = shards_made(place.share(*of, "*", "*"))
+    return [place.share(*of, number, count) for number in range(1, count + 1)] if count > 1 else []
+
+
+def shares_of_answers(wildcards):
+    return shares("generate", wildcards, layout(wildcards.experiment).samples(wildcards.method, wildcards.seed))
+
+
+def shares_of_tasks(wildcards):
+    tasks = len(EXPERIMENTS[wildcards.experiment].evaluation.lm_eval.tasks)
+    result = layout(wildcards.experiment).scores(wildcards.method, wildcards.seed) / "lm_eval.json"
+    return shares("lm_eval", wildcards, result, tasks)
+
+
+def one_share(wildcards):
+    return ["--shard", f"{wildcards.shard}/{wildcards.shards}"]
 
 
 def dispersion_table(wildcards):

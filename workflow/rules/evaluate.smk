@@ -9,6 +9,7 @@ SCORES = PATH.scores("{method}", "{seed}")
 
 rule generate:
     input:
+        shares=shares_of_answers,
         policy=policy_folder,
         prompts=PATH.prompts,
     output:
@@ -24,10 +25,29 @@ rule generate:
         gpu=gpus_of,
     params:
         call=call,
+        share=[],
         depends=stage("generate"),
     shell:
-        "mallowspo generate {params.call:q} --method {wildcards.method} --seed {wildcards.seed} --threads {threads}"
-        " > {log:q} 2>&1"
+        "mallowspo generate {params.call:q} {params.share:q} --method {wildcards.method} --seed {wildcards.seed}"
+        " --threads {threads} > {log:q} 2>&1"
+
+
+# Only where compute.shards is above 1: so many jobs share the answers, and the rule above puts them together.
+use rule generate as generate_shard with:
+    input:
+        policy=policy_folder,
+        prompts=PATH.prompts,
+    output:
+        done=touch(PATH.share("generate", "{method}", "{seed}", "{shard}", "{shards}")),
+    log:
+        PATH.log("generate-{method}-{seed}-{shard}-of-{shards}"),
+    benchmark:
+        PATH.benchmark("generate-{method}-{seed}-{shard}-of-{shards}")
+    threads: threads_beside(number_of_shares)
+    params:
+        call=call,
+        share=one_share,
+        depends=stage("generate"),
 
 
 rule score:
@@ -188,6 +208,7 @@ rule judge:
 
 rule lm_eval:
     input:
+        shares=shares_of_tasks,
         policy=policy_folder,
         tasks=lambda wildcards: EXPERIMENTS[wildcards.experiment].task_files(),
     output:
@@ -204,7 +225,25 @@ rule lm_eval:
         gpu=gpus_of,
     params:
         call=call,
+        share=[],
         depends=stage("lm-eval"),
     shell:
-        "mallowspo lm-eval {params.call:q} --method {wildcards.method} --seed {wildcards.seed} --threads {threads}"
-        " > {log:q} 2>&1"
+        "mallowspo lm-eval {params.call:q} {params.share:q} --method {wildcards.method} --seed {wildcards.seed}"
+        " --threads {threads} > {log:q} 2>&1"
+
+
+use rule lm_eval as lm_eval_shard with:
+    input:
+        policy=policy_folder,
+        tasks=lambda wildcards: EXPERIMENTS[wildcards.experiment].task_files(),
+    output:
+        done=touch(PATH.share("lm_eval", "{method}", "{seed}", "{shard}", "{shards}")),
+    log:
+        PATH.log("lm_eval-{method}-{seed}-{shard}-of-{shards}"),
+    benchmark:
+        PATH.benchmark("lm_eval-{method}-{seed}-{shard}-of-{shards}")
+    threads: threads_beside(number_of_shares)
+    params:
+        call=call,
+        share=one_share,
+        depends=stage("lm-eval"),
