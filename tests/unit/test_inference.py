@@ -247,6 +247,7 @@ def test_bootstrap_resamples_prompts_and_seeds():
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+@settings(max_examples=10, deadline=None)
 def test_holm_is_statsmodels(p_values):
     np.testing.assert_allclose(holm(p_values), multipletests(p_values, method="holm")[1], rtol=1e-12)
 
