@@ -59,6 +59,8 @@ lint: .venv/ready-for-tests
 	$(BIN)/snakemake --lint
 	$(BIN)/snakemake --dry-run --quiet all --cores all --config experiments=$(EXPERIMENTS)
 	$(BIN)/snakemake --dry-run --quiet all --cores all --profile slurm --config experiments=$(EXPERIMENTS)
+	$(BIN)/snakemake --dry-run --quiet all --cores all paper
+	$(BIN)/snakemake --dry-run --quiet all --cores all paper --config scale=paper
 
 ui: setup
 	$(BIN)/mallowspo server --results $(RESULTS)

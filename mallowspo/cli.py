@@ -34,6 +34,7 @@ from mallowspo.files import write_json, write_text
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.model_files import trust_fetched
 from mallowspo.new.command import new
+from mallowspo.paper.commands import paper
 from mallowspo.plan.command import plan
 from mallowspo.plan.requests import Requests
 from mallowspo.policies import Policy
@@ -364,6 +365,7 @@ def server(
 
 app.command("reward-model")(studies.reward_model)
 app.command()(studies.study)
+app.command()(paper)
 
 
 app.command()(method_commands.methods)

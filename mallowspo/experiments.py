@@ -88,8 +88,8 @@ def validate(model: type[Any], values: Any, source: str) -> Any:
 EXPERIMENTS_FOLDER = Path("config/experiments")
 #: Of an experiment: it names a folder below the results, and stands in command lines.
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
-#: Folders below the results that all experiments share.
-SHARED = ("models", "references", "logs", "benchmarks", "mlartifacts")
+#: Folders below the results that all experiments share; paper: of the page about all of them.
+SHARED = ("models", "references", "logs", "benchmarks", "mlartifacts", "paper")
 
 
 def experiment_file(name: str) -> Path:

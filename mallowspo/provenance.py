@@ -7,6 +7,7 @@ import importlib.util
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ STAGE_MODULES = {
     "report": "mallowspo.report.page",
     "track": "mallowspo.tracking",
     "reward-model": "mallowspo.reward_model.training",
+    "paper": "mallowspo.paper.page",
 }
 #: Not part of any stage's code: what these give a stage reaches it by value, through its settings and paths.
 _BY_VALUE = {
@@ -45,10 +47,16 @@ _BY_VALUE = {
     "mallowspo.studies.settings",
     "mallowspo.studies.kinds",
 }
-#: What the report's page is made of besides code.
-PAGE_FILES = ("*.jinja", "*.css", "*.js")
-#: What a study's page is made of besides code.
-_STUDY_TEMPLATES = ("studies/study.html.jinja", "report/parts.html.jinja", "report/page.css")
+#: What pages are made of besides code.
+_SHARED_TEMPLATES = ("report/parts.html.jinja", "report/page.css")
+_STUDY_TEMPLATES = ("studies/study.html.jinja", *_SHARED_TEMPLATES)
+_STAGE_TEMPLATES = {
+    "report": (
+        *("report/report.html.jinja", "report/explore.html.jinja", "report/explore.css", "report/explore.js"),
+        *_SHARED_TEMPLATES,
+    ),
+    "paper": ("paper/paper.html.jinja", *_SHARED_TEMPLATES),
+}
 #: Tracking copies results and makes none: no stage but its own is run again for an edit there.
 _TRACKING = "mallowspo.tracking"
 
@@ -82,17 +90,18 @@ def code_digest(stage: str) -> str:
     Comments, docstrings and layout do not count, so a cosmetic edit runs nothing again.
     """
     parts = _code([STAGE_MODULES[stage]], tracking=stage == "track")
-    if stage == "report":
-        folder = _source_file(STAGE_MODULES[stage]).parent
-        parts += [file.read_text(encoding="utf-8") for kind in PAGE_FILES for file in sorted(folder.glob(kind))]
-    return _digest(parts)
+    return _digest([*parts, *_texts(_STAGE_TEMPLATES.get(stage, ()))])
 
 
 @cache
 def study_code_digest(module: str) -> str:
     """The same for the study that `module` runs, with the page that all studies share."""
     parts = _code([module, "mallowspo.studies.page"], tracking=False)
-    return _digest([*parts, *((PACKAGE / name).read_text(encoding="utf-8") for name in _STUDY_TEMPLATES)])
+    return _digest([*parts, *_texts(_STUDY_TEMPLATES)])
+
+
+def _texts(names: Iterable[str]) -> list[str]:
+    return [(PACKAGE / name).read_text(encoding="utf-8") for name in names]
 
 
 def _code(modules: list[str], tracking: bool) -> list[str]:

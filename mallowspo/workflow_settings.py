@@ -29,6 +29,7 @@ class Workflow(Section):
         description="MLflow store; default: the environment's MLFLOW_TRACKING_URI, else sqlite in the results folder",
     )
 
+    scale: str = Field(default="cpu", description="of config/paper.yaml: whose experiments the target `paper` runs")
     live_curves: bool = Field(default=False, description="training jobs also send their curves while they train")
 
     @field_validator("tracking_uri")

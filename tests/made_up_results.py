@@ -17,6 +17,7 @@ from mallowspo.evaluation.kl import low_variance_kl
 from mallowspo.experiments import dump_settings
 from mallowspo.files import digest, write_json, write_jsonl, write_parquet, write_text
 from mallowspo.layout import REFERENCE, Layout
+from mallowspo.methods import METHODS
 from mallowspo.policies import Policy
 from mallowspo.settings import Experiment
 
@@ -45,24 +46,20 @@ def settings(
     evaluation: dict[str, Any] | None = None,
     keep: tuple[float, ...] = (),
 ) -> Experiment:
-    """Settings of the made-up experiment; a label that begins with another's name is that method under
-    another beta, any other DPO.
+    """Settings of the made-up experiment: labels are methods, theta_CONTROL is theta under a control; a label that
+    begins with a method's name is that method under another beta, any other DPO.
 
     Args:
         evaluation: further settings of that section.
         keep: shares of the training.
     """
-    known = ("dpo", "mallows_theta", "mallows_phi")
     return Experiment.model_validate(
         {
             "title": "Made-up comparison <b>of three</b>",
             "question": "Does a dispersion-weighted loss earn more reward at the same KL?",
             "model": {"source": "made_up:two_layers"},
             "pairs": {"source": "path:pairs.jsonl"},
-            "methods": {
-                m: {"method": next((k for k in known if m.startswith(k)), "dpo"), "beta": 0.1 + 0.01 * i}
-                for i, m in enumerate(methods)
-            },
+            "methods": {m: {**_method(m), "beta": 0.1 + 0.01 * i} for i, m in enumerate(methods)},
             "seeds": list(seeds),
             "training": {"learning_rate": 1e-5, "pairs_per_step": 8, "keep": list(keep)},
             "generation": {"answers": 2, "max_new_tokens": 32},
@@ -78,6 +75,15 @@ def settings(
     )
 
 
+def _method(label: str) -> dict[str, str]:
+    control = label.removeprefix("theta_")
+    if control in ("shuffled", "inverted", "outside", "length_matched"):
+        return {"method": "mallows_theta", "control": control}
+    if label in METHODS:
+        return {"method": label}
+    return {"method": next((name for name in ("dpo", "mallows_theta", "mallows_phi") if label.startswith(name)), "dpo")}
+
+
 def write(
     results: Path,
     methods: tuple[str, ...] = ("dpo", "mallows_theta", "mallows_phi"),
@@ -87,20 +93,22 @@ def write(
     steps: int = 20,
     evaluation: dict[str, Any] | None = None,
     keep: tuple[float, ...] = (),
+    name: str = "made_up",
+    levels: dict[str, tuple[float, float]] = LEVELS,
 ) -> MadeUp:
     """Write every file that the stages before "compare" leave behind.
 
     Every other set of pairs holds the held-out ones. At other temperatures the rewards are shifted by 1 - temperature;
     along a training of methods reward and KL are their ends' times the share.
     """
-    made = MadeUp(Layout(str(results), "made_up"), settings(methods, seeds, lm_eval, evaluation, keep))
+    made = MadeUp(Layout(str(results), name), settings(methods, seeds, lm_eval, evaluation, keep))
     generator = np.random.default_rng(0)
     write_text(made.layout.settings, made.settings_text)
     pairs = _pairs(made.layout, generator, prompts)
     _reference_and_dispersion(made.layout, generator, pairs)
     test = pairs[pairs["split"] == "test"]
     for method, seed in [(REFERENCE, 0), *made.experiment.runs()]:
-        level = LEVELS.get(method, (0.0, 0.0) if method == REFERENCE else (0.3, 1.8))
+        level = levels.get(method, (0.0, 0.0) if method == REFERENCE else (0.3, 1.8))
         _samples_and_scores(made.layout, generator, test, method, seed, level, methods[0])
         if method != REFERENCE:
             _run(made, generator, method, seed, steps)

@@ -163,8 +163,7 @@ def strongest_without(runs: Runs, settings: BanditStudy, methods: pd.DataFrame, 
 
 
 def order(runs: Runs, law: str, comparisons: int) -> dict[str, Floats]:
-    """label -> (S,): rank correlation over contexts of the spread of learned rewards with -log phi; 1 without "
-    "collapse."""
+    """label -> (S,): rank correlation over contexts of the spread of learned rewards with -log phi; 1: no collapse."""
     wide = _spreads_by_phi(runs, law, comparisons)
     ranks = wide.rank(axis=1)
     agreement = ranks.apply(lambda row: np.corrcoef(row, -np.arange(wide.shape[1]))[0, 1], axis=1)
@@ -185,3 +184,30 @@ def collapse(runs: Runs, law: str, comparisons: int) -> dict[str, Floats]:
     wide = _spreads_by_phi(runs, law, comparisons)
     ratio = wide[wide.columns.max()] / wide[wide.columns.min()]
     return {str(label): ratio[label].to_numpy() for label in wide.index.unique("label")}
+
+
+def collapse_table(runs: Runs, settings: BanditStudy) -> pd.DataFrame:
+    """Each method's ratio of `collapse` and rank correlation of `order`, and its ratio minus DPO's; Holm over all."""
+    rows = []
+    for count in settings.comparisons:
+        ratios, orders = collapse(runs, "mallows", count), order(runs, "mallows", count)
+        for label in ratios:
+            if label == "dpo" or any(control in label.split() for control in CONTROLS):
+                continue
+            found = paired_difference(ratios[label], ratios["dpo"], settings.confidence, settings.resamples)
+            rows.append(
+                {
+                    "comparisons": count,
+                    "label": label,
+                    "ratio": float(ratios[label].mean()),
+                    "ratio_dpo": float(ratios["dpo"].mean()),
+                    "rank_correlation": float(orders[label].mean()),
+                    "difference": found.difference,
+                    "ci_low": found.low,
+                    "ci_high": found.high,
+                    "p": found.p,
+                    "n": found.n,
+                    "detectable": found.detectable,
+                }
+            )
+    return with_holm(pd.DataFrame(rows))

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from mallowspo.bandits import figures, tables
-from mallowspo.bandits.compare import collapse, controls_table, methods_table
+from mallowspo.bandits.compare import collapse, collapse_table, controls_table, methods_table
 from mallowspo.bandits.findings import cautions, findings, numbers
 from mallowspo.bandits.runs import Runs, run_all
 from mallowspo.bandits.settings import BanditStudy
@@ -107,6 +107,7 @@ def _frontiers(settings: BanditStudy, runs: Runs, layout: Layout) -> list[Sectio
 
 
 def _collapse(settings: BanditStudy, runs: Runs, layout: Layout) -> Section:
+    table = collapse_table(runs, settings)
     return Section(
         "Reward collapse",
         [
@@ -114,7 +115,10 @@ def _collapse(settings: BanditStudy, runs: Runs, layout: Layout) -> Section:
             "same however much people agree. Without collapse it falls as phi grows, context by context.",
         ],
         [figures.collapse(runs, settings, layout, count) for count in settings.comparisons],
-        f"n = {settings.seeds} seeds; bands: t-intervals over seeds. No test here.",
+        f"n = {settings.seeds} seeds; bands: t-intervals over seeds. Table: the spread of learned rewards in the most "
+        "dispersed context over that in the least dispersed (1 is collapse), and the rank correlation of spread and "
+        f"agreement over all contexts (1 is none). {_tested(settings, len(table))}",
+        tables.collapse_view(table),
     )
 
 

@@ -11,7 +11,7 @@ from mallowspo.bandits.world import Floats
 from mallowspo.inference import estimate
 from mallowspo.methods import METHODS
 from mallowspo.report.table import Table, rows_of
-from mallowspo.report.words import ABSENT, interval, p_value
+from mallowspo.report.words import ABSENT, fixed, interval, p_value
 
 DECIMALS = 3
 OUTCOME_TITLES = {
@@ -92,6 +92,23 @@ def controls_view(name: str, controls: pd.DataFrame) -> Table:
         rows.append(cells)
     shown = pd.DataFrame(rows)
     return Table(name, controls, shown, ("Weights", "theta minus"))
+
+
+def collapse_view(table: pd.DataFrame) -> Table:
+    """One row a method and number of comparisons: the ratio of spreads, and how it differs from DPO's."""
+    shown = pd.DataFrame(
+        {
+            "Comparisons": str(row.comparisons),
+            "Method": str(row.label),
+            "Spread ratio": fixed(row.ratio, DECIMALS),
+            "DPO's": fixed(row.ratio_dpo, DECIMALS),
+            "Minus DPO's": told(row),
+            "Holm p": p_value(row.p_holm),
+            "Rank correlation": fixed(row.rank_correlation, 2),
+        }
+        for row in rows_of(table)
+    )
+    return Table("collapse", table, shown, ("Method",))
 
 
 def methods_view(

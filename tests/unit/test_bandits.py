@@ -3,6 +3,8 @@
 import itertools
 import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,7 @@ import torch
 import yaml
 
 from mallowspo.bandits import outcomes, study, weights
-from mallowspo.bandits.compare import Frontiers, causes, difference_row, order, verdict, with_holm
+from mallowspo.bandits.compare import Frontiers, causes, collapse, difference_row, order, verdict, with_holm
 from mallowspo.bandits.runs import Runs, run_all, variants
 from mallowspo.bandits.settings import BanditStudy, BanditTraining
 from mallowspo.bandits.training import OneScaleAdam, tallied, train
@@ -21,7 +23,11 @@ from mallowspo.experiments import load_experiment
 from mallowspo.layout import Layout
 from mallowspo.mallows.rankings import pairwise_matrix, sample_rankings
 from mallowspo.methods import METHODS
+from mallowspo.paper import study_tables
+from mallowspo.paper.settings import load_paper
+from mallowspo.report.table import write_table
 
+ROOT = Path(__file__).parents[2]
 UNIFORM = torch.full((4,), 0.25, dtype=torch.float64).log()
 PHI = np.array([0.3, 0.8])
 LONG = BanditTraining(steps=1500, early_steps=20, learning_rate=0.1)
@@ -393,6 +399,26 @@ def test_the_study_says_what_it_found(small, tmp_path, monkeypatch):
     assert len(set(names)) == len(names)
     for name in names:
         assert all((tmp_path / f"first/figures/{name}.{kind}").stat().st_size for kind in ("svg", "pdf", "csv"))
+
+
+def test_the_papers_page_finds_its_rows(small, tmp_path, monkeypatch):
+    settings, runs = small
+    monkeypatch.setattr(study, "run_all", lambda settings: runs)
+    layout = Layout(str(tmp_path), "bandit")
+    tables = [section.table for section in study.run(settings, layout, None).sections if section.table]
+    for table in tables:
+        write_table(layout, table)
+    claims = load_paper(ROOT / "config/paper.yaml").claims.values()
+    tests = [test for claim in claims for test in claim.tests if test.part == "bandit"]
+    assert len(tests) == 5
+    for test in tests:
+        (found,) = study_tables.rows(test, SimpleNamespace(layout=layout), 0.95).values()
+        assert found.n == settings.seeds and found.claimed == test.claimed
+    collapsed = pd.read_csv(layout.tables / "collapse.csv").set_index(["comparisons", "label"])
+    last = max(settings.comparisons)
+    ratios = collapse(runs, "mallows", last)
+    expected = (ratios["mallows_theta"] - ratios["dpo"]).mean()
+    assert collapsed.loc[(last, "mallows_theta"), "difference"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

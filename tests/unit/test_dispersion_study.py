@@ -5,6 +5,8 @@ import itertools
 import json
 import logging
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -29,6 +31,8 @@ from mallowspo.experiments import dump_settings, load_experiment
 from mallowspo.layout import Layout
 from mallowspo.mallows.rankings import ranking_law
 from mallowspo.models import make_made_up
+from mallowspo.paper import study_tables
+from mallowspo.paper.settings import load_paper
 from mallowspo.report.style import Panel, csv
 from mallowspo.studies.page import run as run_study
 
@@ -434,6 +438,13 @@ def test_the_study_of_votes(tmp_path, monkeypatch, model_folder):
     page = first.report.read_text()
     assert "of that figure we know the caption" in page
     assert "What this says of the claim" in page
+    # What the page of the paper reads of it is there.
+    claims = load_paper(Path(__file__).parents[2] / "config/paper.yaml").claims.values()
+    tests = [test for claim in claims for test in claim.tests if test.part == "dispersion"]
+    found = {test.title: study_tables.rows(test, SimpleNamespace(layout=first), 0.95) for test in tests}
+    assert all(len(rows) == 1 for rows in found.values()) and len(found) == 4
+    (people,) = (rows["people_votes"] for rows in found.values() if "people_votes" in rows)
+    assert people.effect == pytest.approx(expected) and people.n == 24
 
 
 def test_the_study_is_the_same_twice(tmp_path, monkeypatch, model_folder, undrawn):

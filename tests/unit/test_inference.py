@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
 from mallowspo.inference import (
@@ -243,6 +244,12 @@ def test_bootstrap_resamples_prompts_and_seeds():
     low, high = two_level_bootstrap(np.tile(seed_means, (5, 1)), confidence=0.6827, resamples=20_000)
     assert (high - low) / 2 == pytest.approx(seed_means.std(ddof=1) / math.sqrt(12), rel=0.04)
     assert two_level_bootstrap(BY_HAND, resamples=200) == two_level_bootstrap(BY_HAND, resamples=200)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+@settings(max_examples=10, deadline=None)
+def test_holm_is_statsmodels(p_values):
+    np.testing.assert_allclose(holm(p_values), multipletests(p_values, method="holm")[1], rtol=1e-12)
 
 
 def test_holm_and_benjamini_hochberg_by_hand():

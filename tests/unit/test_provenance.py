@@ -61,8 +61,10 @@ def test_the_kernel_touches_all_that_score(package):
 def test_tracking_and_the_reports_template_touch_themselves_alone(package):
     copy, digests = package
     assert changed(digests, copy / "tracking/store.py", lambda text: text + "\nNEW = 1\n") == {"track"}
-    for name in ("report.html.jinja", "page.css", "explore.js"):
-        assert changed(digests, copy / "report" / name, lambda text: text + " ") == {"report"}
+    page = {"report.html.jinja": {"report"}, "explore.js": {"report"}, "page.css": {"report", "paper"}}
+    for name, stages in page.items():
+        assert changed(digests, copy / "report" / name, lambda text: text + " ") == stages
+    assert changed(digests, copy / "paper/paper.html.jinja", lambda text: text + " ") == {"paper"}
 
 
 def test_environment_names_versions():

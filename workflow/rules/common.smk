@@ -1,4 +1,5 @@
 # Settings, paths and run lists. No logic: that is in the package, where tests reach it.
+import os
 import re
 import sys
 
@@ -9,6 +10,7 @@ from mallowspo.judges.names import is_a_model, model_of
 from mallowspo.layout import REFERENCE, Layout, shards_made
 from mallowspo.methods import METHODS
 from mallowspo.pair_betas import labels_with_pair_beta
+from mallowspo.paper.asked import experiments_of_the_page
 from mallowspo.plan.requests import Requests
 from mallowspo.plan.retries import grown
 from mallowspo.policies import Policy
@@ -20,8 +22,10 @@ from mallowspo.tracking import hide_credentials
 
 try:
     WORKFLOW = load_workflow(config)
+    # Of the scale, where the target is the page of the paper; else none.
+    PAPER = experiments_of_the_page(WORKFLOW, config, sys.argv[1:], os.environ)
     # Those that are asked for, those whose policies they begin from, and those whose reward models judge them.
-    FILES, EXPERIMENTS = load_all(WORKFLOW.experiments, WORKFLOW.results)
+    FILES, EXPERIMENTS = load_all([*WORKFLOW.experiments, *PAPER], WORKFLOW.results)
     DATA_FILES = known_files()
     ASKED = [experiment_file(name).stem for name in WORKFLOW.experiments]
 except InputError as error:
@@ -40,6 +44,7 @@ STORE = ["--store", WORKFLOW.tracking_uri] if WORKFLOW.tracking_uri else []
 PATH = Layout(RESULTS, "{experiment}")
 # What jobs ask for that hold a model: as `mallowspo plan` tells, or as the experiment says.
 REQUESTS = {name: Requests(experiment, RESULTS, workflow.cores or 1) for name, experiment in EXPERIMENTS.items()}
+PAGE_OF_THE_PAPER = Layout(RESULTS, "paper").root
 OTHER = PATH.other_pairs("{pair_set}")
 
 
@@ -229,7 +234,10 @@ def pair_sources(wildcards):
     """Files that pairs are read from: answers of our own, a local file, or none for the hub."""
     kind, _, place = EXPERIMENTS[wildcards.experiment].pairs.source.partition(":")
     if kind == "on_policy":
-        return [*prompt_source(wildcards), *(layout(wildcards.experiment).answers(split) for split in ("train", "test"))]
+        return [
+            *prompt_source(wildcards),
+            *(layout(wildcards.experiment).answers(split) for split in ("train", "test")),
+        ]
     return [place] if kind == "path" else []
 
 

@@ -1,0 +1,1 @@
+"""The page of the paper: its claims, each with the published figure, ours, and a verdict by a rule set before."""
