@@ -27,14 +27,14 @@ class Study(Section):
         """What a stage depends on: "study" all but `compute`; "model" its source, as in a comparison."""
         if stage == "model":
             model = self.stage_view("model").model
-            return digest(["model", [model.source, model.sha256, model.trust_remote_code], None])
+            return digest(["model", list(vars(model).values()), None])
         return digest(self.model_dump(exclude={"compute"}))
 
     def stage_view(self, stage: str) -> Any:
         """The settings that the stage "model" may read; a study without a model has no such stage."""
         if stage != "model" or self.model is None:
             raise ValueError(f"a study of kind {self.kind} has no stage '{stage}'")
-        keys = ("source", "sha256", "trust_remote_code")
+        keys = ("source", "sha256", "trust_remote_code", "quantized")
         return SimpleNamespace(model=SimpleNamespace(**{key: getattr(self.model, key) for key in keys}))
 
     def warnings(self) -> list[str]:

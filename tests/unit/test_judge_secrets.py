@@ -25,7 +25,8 @@ def test_the_key_reaches_nothing_that_is_kept(
         rows = read_jsonl(made.layout.samples(method, 0))
         named = [{**r, "instruction": r["prompt_id"], "output": f"{method} {n}" * (1 + n)} for n, r in enumerate(rows)]
         write_jsonl(made.layout.samples(method, 0), named)
-    changed = made.experiment.evaluation.alpaca.model_copy(update={"judge": "openai:tiny"})
+    once = made.experiment.evaluation.alpaca.settings.model_copy(update={"asked_again_share": 0.0})
+    changed = made.experiment.evaluation.alpaca.model_copy(update={"judge": "openai:tiny", "settings": once})
     evaluation = made.experiment.evaluation.model_copy(update={"alpaca": changed})
     experiment = made.experiment.model_copy(update={"evaluation": evaluation})
     endpoint = Endpoint()

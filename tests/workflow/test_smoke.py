@@ -108,7 +108,8 @@ def test_answers_that_jobs_share_are_the_same(smoke, tmp_path):
     answers = Path("results/smoke/samples/reference/seed=0/answers.jsonl")
     shutil.rmtree(copy.folder / answers.parent)
     plan = copy.snakemake("--dry-run", str(answers)).stdout
-    assert re.findall(r"^(generate\w*) +(\d)$", plan, re.MULTILINE) == [("generate", "1"), ("generate_shard", "2")]
+    jobs = set(re.findall(r"^(generate\w*) +(\d)$", plan, re.MULTILINE))
+    assert jobs == {("generate", "1"), ("generate_shard", "2")}
     done = copy.snakemake(str(answers))
     assert done.returncode == 0, done.stderr[-3000:]
     assert (copy.folder / answers).read_bytes() == (smoke.folder / answers).read_bytes()
