@@ -270,21 +270,25 @@ def score(
     pairs: Annotated[str | None, typer.Option(help="a set of evaluation.other_pairs: its pairs alone")] = None,
     second_judge: Annotated[bool, typer.Option("--second-judge", help="its rewards alone")] = False,
     signals: Annotated[bool, typer.Option("--signals", help="each held-out pair's own beta alone")] = False,
+    shard: ShardText = None,
 ) -> None:
     """Reward and KL to the reference of each answer; implicit reward of each held-out pair."""
     settings, layout, folder = _open(experiment, results, threads)
     _, policy_folder = _policy(method, settings, layout, folder, seed)
     view, device = settings.stage_view("score"), settings.compute.device
+    part = Shard.parse(shard) if shard else None
+    if part and (second_judge or signals):
+        raise InputError("--shard: the second judge's rewards and the pairs' own betas are one job; leave it out")
     if pairs:
         _other_pairs(pairs, settings)
-        _stage("score").run_pairs(view, layout.other_pairs(pairs), policy_folder, method, seed, device)
+        _stage("score").run_pairs(view, layout.other_pairs(pairs), policy_folder, method, seed, device, part)
     elif second_judge:
         _stage("second-score").run(settings.stage_view("second-score"), layout, method, seed)
     elif signals:
         _known(method, settings)
         _stage("signals").run(view, settings.methods[method], layout, folder, policy_folder, method, seed, device)
     else:
-        _stage("score").run(view, layout, folder, policy_folder, method, seed, device)
+        _stage("score").run(view, layout, folder, policy_folder, method, seed, device, part)
 
 
 @app.command()

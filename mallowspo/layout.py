@@ -116,12 +116,16 @@ class Layout:
         return self.samples(method, seed).parent / "parts" / key
 
     def share(self, stage: str, method: str, seed: str | int, number: str | int, count: str | int) -> Path:
-        """Written when a job has done its share of a policy's answers ("generate") or tasks ("lm_eval")."""
+        """Written when a job has done its share of a policy's answers ("generate"), scores or tasks ("lm_eval")."""
         return self.root / "shares" / method / f"seed={seed}" / f"{stage}-{number}-of-{count}"
 
     def scores(self, method: str, seed: str | int) -> Path:
         """Folder of what the judges said about one run: rewards, AlpacaEval, lm-eval."""
         return self.root / "scores" / method / f"seed={seed}"
+
+    def score_parts(self, method: str, seed: str | int, key: str) -> Path:
+        """Folder of scores while they are computed, part by part."""
+        return self.scores(method, seed) / "parts" / key
 
     @property
     def judge_measured(self) -> Path:

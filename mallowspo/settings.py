@@ -313,7 +313,9 @@ class ComputeSettings(Section):
         description="the processes share the policy and its optimizer out too (FSDP), where each cannot hold them",
     )
     shards: int = Field(
-        default=1, ge=1, description="jobs that share each policy's answers, and each policy's lm-eval tasks"
+        default=1,
+        ge=1,
+        description="jobs that share each policy's answers, their scores with those of pairs, and lm-eval tasks",
     )
     memory_mb: int | None = Field(
         default=None,

@@ -11,7 +11,8 @@ from typing import Any
 from mallowspo.errors import InputError
 from mallowspo.files import sha256_file
 from mallowspo.judges.judge import NO_PREFERENCE, Judgement, Question
-from mallowspo.judges.names import CLASSIFIER, REWARDS, check_reward_name
+from mallowspo.judges.local_model import model_content
+from mallowspo.judges.names import CLASSIFIER, REWARDS, check_reward_name, is_a_model, model_of
 
 Reward = Callable[[Sequence[str], Sequence[str]], list[float]]
 
@@ -65,12 +66,13 @@ def load_reward(name: str) -> Reward:
 
 
 def judge_answers(
-    name: str, prompts: Sequence[str], answers: Sequence[str], reward: Reward | None = None
+    name: str, prompts: Sequence[str], answers: Sequence[str], reward: Reward | None = None, first: int = 0
 ) -> list[float]:
     """Rewards of all answers.
 
     Args:
         reward: what `name` stands for, where it is loaded already.
+        first: number of the first answer's row, which errors count from.
 
     Raises:
         InputError: when the judge raises, or gives another number of values, or values that are not finite;
@@ -83,13 +85,22 @@ def judge_answers(
         raise InputError(f"judge '{name}' failed: {type(error).__name__}: {error}") from error
     if len(values) != len(answers):
         raise InputError(f"judge '{name}' gave {len(values)} values for {len(answers)} answers")
-    failed = [row for row, value in enumerate(values) if not math.isfinite(value)]
+    failed = [row for row, value in enumerate(values, start=first) if not math.isfinite(value)]
     if failed:
         raise InputError(
             f"judge '{name}' gave no finite value for {len(failed)} of {len(answers)} answers (rows {failed[:5]}): "
-            f"first answer {answers[failed[0]][:60]!r}"
+            f"first answer {answers[failed[0] - first][:60]!r}"
         )
     return values
+
+
+def reward_content(name: str) -> dict[str, str]:
+    """What a reward depends on besides its name: digests of its files. No model is loaded; one of the hub has its
+    revision in its name."""
+    folder = model_of(name)
+    if folder:
+        return model_content(Path(folder))
+    return {} if is_a_model(name) else {"code": sha256_file(_file_of(load_reward(name)))}
 
 
 def _file_of(reward: Reward) -> Path:

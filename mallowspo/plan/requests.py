@@ -37,7 +37,7 @@ UNKNOWN = Request(4000, 120)
 #: Rules that have another name than the stage which holds a model as they do. A judge's model is not planned.
 AS = {
     **dict.fromkeys(("reference_shard", "dispersion", "other_pairs"), "reference"),
-    **dict.fromkeys(("score_answers", "score_other_pairs"), "score"),
+    **dict.fromkeys(("score_answers", "score_other_pairs", "score_shard", "score_other_pairs_shard"), "score"),
     **dict.fromkeys(("second_score", "signals"), "score"),
     "generate_shard": "generate",
     "alpaca": "judge",

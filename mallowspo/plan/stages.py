@@ -282,8 +282,8 @@ def _generate(case: Case) -> Stage:
 
 def _score(case: Case) -> list[Stage]:
     """Log-probabilities of answers under policy and reference; of the compared policies also of the held-out pairs."""
-    experiment, shape, pairs = case.experiment, case.shape, case.data.test
-    threads = case.threads(case.runs)
+    experiment, shape, pairs, shards = case.experiment, case.shape, case.data.test, case.experiment.compute.shards
+    threads = case.threads(case.runs * shards)
     answers = answers_read(shape, pairs.lengths[:, 0], experiment.generation.max_new_tokens)
     of_answers = answers * (2 * experiment.evaluation.kl_answers) * pairs.each
     of_pairs = scoring(pair_parts(shape, pairs.lengths)) * pairs.each
@@ -291,11 +291,12 @@ def _score(case: Case) -> list[Stage]:
     start = STARTING + 2 * 4 * shape.parameters / READING
     others = [name for name, _ in experiment.variants() if Policy.parse(name).label != REFERENCE]
     planned = {"score": (case.runs, of_answers + of_pairs), "score answers": (len(others), of_answers)}
-    return [
-        _with_model(case, name, jobs, threads, memory, start + case.computing(work, case.lanes(threads)), work)
-        for name, (jobs, work) in planned.items()
-        if jobs
-    ]
+    stages = []
+    for name, (policies, whole) in planned.items():
+        work = whole * (1 / shards)
+        seconds = start + case.computing(work, case.lanes(threads))
+        stages += [_with_model(case, name, policies * shards, threads, memory, seconds, work)] if policies else []
+    return stages
 
 
 def _alpaca(case: Case) -> Stage:

@@ -542,9 +542,10 @@ def test_weights_in_four_bits_take_a_seventh_and_layers_are_not_rounded_once_mor
 def test_shards_are_more_jobs_of_less_time_each():
     one, four = (experiment("hh_pythia2.8b", compute={"gpus": 1, "shards": n}) for n in (1, 4))
     cases = [Case(e, KNOWN["pythia-2.8b"], expected(e), DEVICES["a100"], 2) for e in (one, four)]
-    (whole,), (share,) = ([s for s in stages.stages(case) if s.name == "generate"] for case in cases)
-    assert share.jobs == 4 * whole.jobs
-    assert share.seconds < whole.seconds
+    for name in ("generate", "score"):
+        (whole,), (share,) = ([s for s in stages.stages(case) if s.name == name] for case in cases)
+        assert share.jobs == 4 * whole.jobs
+        assert share.seconds < whole.seconds
 
 
 def test_a_rate_and_a_share_can_be_said():

@@ -1,17 +1,21 @@
 """The stage "score" against log-probabilities worked out plainly."""
 
 import json
+import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from mallowspo import training
-from mallowspo.evaluation import answers, score
+from mallowspo.evaluation import answers, score, score_parts
+from mallowspo.experiments import load_experiment
 from mallowspo.files import read_jsonl, read_parquet, write_jsonl
 from mallowspo.layout import REFERENCE
 from mallowspo.models import load_model, load_tokenizer
-from tests.made_up_run import prepare
+from mallowspo.shard import Shard
+from tests.made_up_run import ROOT, prepare
 
 MAX_RESPONSE = 32  # tokens.max_response of the smoke experiment
 
@@ -25,6 +29,19 @@ def scored(tmp_path_factory):
         answers.run(experiment.stage_view("generate"), layout, model, method, seed, "cpu")
         score.run(experiment.stage_view("score"), layout, folder, model, method, seed, "cpu")
     return layout, folder
+
+
+@pytest.fixture
+def again(scored):
+    """Scores a policy again, all of it or a shard."""
+    view = load_experiment(str(ROOT / "config/experiments/smoke.yaml")).stage_view("score")
+    layout, folder = scored
+
+    def run(method, seed, shard=None):
+        policy = folder if method == REFERENCE else layout.run(method, seed) / "model"
+        score.run(view, layout, folder, policy, method, seed, "cpu", shard)
+
+    return run
 
 
 def token_logp(model, tokenizer, prompt, response):
@@ -107,17 +124,72 @@ def test_margins_of_held_out_pairs(scored):
         assert found["prompt_id"][pair["pair_id"]] == pair["prompt_id"]
 
 
-def test_an_answer_that_ends_at_once_is_scored(scored):
+def test_an_answer_that_ends_at_once_is_scored(scored, again):
     layout, folder = scored
-    from mallowspo.experiments import load_experiment
-    from tests.made_up_run import ROOT
-
-    experiment = load_experiment(str(ROOT / "config/experiments/smoke.yaml"))
     rows = read_jsonl(layout.samples("dpo", 1))
     rows[0] |= {"output": "", "token_ids": [load_tokenizer(folder).eos_token_id], "tokens": 1, "complete": True}
     write_jsonl(layout.samples("dpo", 2), rows)
     (layout.run("dpo", 2)).symlink_to(layout.run("dpo", 1))
-    model = layout.run("dpo", 2) / "model"
-    score.run(experiment.stage_view("score"), layout, folder, model, "dpo", 2, "cpu")
+    again("dpo", 2)
     table = read_parquet(layout.scores("dpo", 2) / "score.parquet")
     assert bool(np.isfinite(table["value"]).all())
+
+
+@pytest.mark.parametrize(
+    ("method", "seed", "parts"), [("dpo", 1, ["answers"] * 4 + ["pairs"] * 2), (REFERENCE, 0, ["answers"] * 4)]
+)
+def test_jobs_that_share_the_scores_find_the_same(scored, again, monkeypatch, method, seed, parts):
+    layout, _ = scored
+    folder = layout.scores(method, seed)
+    whole = {
+        name: read_parquet(folder / name) for name in ("score.parquet", "pairs.parquet") if (folder / name).exists()
+    }
+    for name in whole:
+        (folder / name).unlink()
+    shutil.rmtree(folder / "parts")
+    # Eight answers, two of each prompt, which stay together; four pairs.
+    monkeypatch.setattr(score_parts, "SIZE", 3)
+    for number in (1, 2, 3):
+        again(method, seed, Shard(number, 3))
+    assert not [name for name in whole if (folder / name).exists()]
+    assert sorted(file.name.partition("-")[0] for file in (folder / "parts").rglob("*.parquet")) == parts
+    monkeypatch.setattr(score, "_open", None)  # all parts are there: no model is asked
+    again(method, seed)
+    for name, table in whole.items():
+        pd.testing.assert_frame_equal(read_parquet(folder / name), table, rtol=0, atol=1e-4)
+
+
+def test_a_killed_job_goes_on_behind_its_last_part(scored, again, monkeypatch):
+    layout, _ = scored
+    shutil.rmtree(layout.scores("dpo", 1) / "parts")
+    monkeypatch.setattr(score_parts, "SIZE", 2)
+    write = score.AnswerScores.write
+    written = []
+
+    def killed(self, part, kl):
+        if part.start == 4:
+            raise KeyboardInterrupt
+        written.append(part.start)
+        write(self, part, kl)
+
+    monkeypatch.setattr(score.AnswerScores, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        again("dpo", 1)
+    monkeypatch.setattr(
+        score.AnswerScores, "write", lambda self, part, kl: (written.append(part.start), write(self, part, kl))
+    )
+    again("dpo", 1)
+    assert written == [0, 2, 4, 6]
+
+
+def test_other_answers_share_no_part(scored, again):
+    layout, _ = scored
+    again("dpo", 1)
+    before = len(list((layout.scores("dpo", 1) / "parts").iterdir()))
+    rows = read_jsonl(layout.samples("dpo", 1))
+    write_jsonl(layout.samples("dpo", 1), [row | {"output": "aeiou"} for row in rows])
+    again("dpo", 1)
+    write_jsonl(layout.samples("dpo", 1), rows)
+    table = read_parquet(layout.scores("dpo", 1) / "score.parquet")
+    assert set(table[table["metric"] == "reward"]["value"]) == {1.0}
+    assert len(list((layout.scores("dpo", 1) / "parts").iterdir())) == before + 1

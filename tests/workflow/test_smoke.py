@@ -116,6 +116,23 @@ def test_answers_that_jobs_share_are_the_same(smoke, tmp_path):
     assert "generate_shard" not in copy.planned(), "what is there keeps the shares that it was made of"
 
 
+def test_scores_that_jobs_share_are_the_same(smoke, tmp_path):
+    copy = Checkout(tmp_path / "copy", smoke)
+    values = yaml.safe_load(experiment(copy).read_text()) | {"compute": {"shards": 2}}
+    experiment(copy).write_text(yaml.safe_dump(values, sort_keys=False))
+    policy = "scores/dpo/seed=1"
+    wanted = [f"results/smoke/{policy}/score.parquet", f"results/smoke/other_pairs/endings/{policy}/pairs.parquet"]
+    for file in wanted:
+        shutil.rmtree((copy.folder / file).parent)
+    plan = copy.snakemake("--dry-run", *wanted).stdout
+    jobs = dict(re.findall(r"^(score\w*) +(\d)$", plan, re.MULTILINE))
+    assert jobs == {"score": "1", "score_shard": "2", "score_other_pairs": "1", "score_other_pairs_shard": "2"}
+    done = copy.snakemake(*wanted)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for file in [*wanted, f"results/smoke/{policy}/pairs.parquet"]:
+        pd.testing.assert_frame_equal(pd.read_parquet(copy.folder / file), pd.read_parquet(smoke.folder / file))
+
+
 def test_one_more_seed_adds_its_runs_only(smoke, changed):
     changed(lambda values: values.update(seeds=[1, 2]))
     planned = smoke.planned()

@@ -273,12 +273,12 @@ def reference_shards(wildcards):
     return [place.reference_shard(shard, count) for shard in shards]
 
 
-def shares(stage, wildcards, result, most=None):
-    """Shares of a policy's answers or tasks that are computed before they are put together; none where it is one job.
+def shares(stage, wildcards, place, result, most=None):
+    """Shares of a policy's answers, scores or tasks that are computed before they are put together; none where it is
+    one job.
 
     As for the reference pass, what is there keeps the shares that it was made of.
     """
-    place = layout(wildcards.experiment)
     of = (stage, wildcards.method, wildcards.seed)
     count = min(EXPERIMENTS[wildcards.experiment].compute.shards, most or sys.maxsize)
     if result.exists():
@@ -287,13 +287,23 @@ def shares(stage, wildcards, result, most=None):
 
 
 def shares_of_answers(wildcards):
-    return shares("generate", wildcards, layout(wildcards.experiment).samples(wildcards.method, wildcards.seed))
+    place = layout(wildcards.experiment)
+    return shares("generate", wildcards, place, place.samples(wildcards.method, wildcards.seed))
+
+
+def shares_of_scores(wildcards):
+    place = layout(wildcards.experiment)
+    return shares("score", wildcards, place, place.scores(wildcards.method, wildcards.seed) / "score.parquet")
+
+
+def shares_of_other_pairs(wildcards):
+    place = layout(wildcards.experiment).other_pairs(wildcards.pair_set)
+    return shares("score", wildcards, place, place.scores(wildcards.method, wildcards.seed) / "pairs.parquet")
 
 
 def shares_of_tasks(wildcards):
-    tasks = len(EXPERIMENTS[wildcards.experiment].evaluation.lm_eval.tasks)
-    result = layout(wildcards.experiment).scores(wildcards.method, wildcards.seed) / "lm_eval.json"
-    return shares("lm_eval", wildcards, result, tasks)
+    place, tasks = layout(wildcards.experiment), len(EXPERIMENTS[wildcards.experiment].evaluation.lm_eval.tasks)
+    return shares("lm_eval", wildcards, place, place.scores(wildcards.method, wildcards.seed) / "lm_eval.json", tasks)
 
 
 def one_share(wildcards):

@@ -52,6 +52,7 @@ use rule generate as generate_shard with:
 
 rule score:
     input:
+        shares=shares_of_scores,
         policy=policy_folder,
         model=model_folder,
         judge=model_of_the_reward,
@@ -74,10 +75,11 @@ rule score:
         gpu=gpus_of,
     params:
         call=call,
+        share=[],
         depends=stage("score"),
     shell:
-        "mallowspo score {params.call:q} --method {wildcards.method} --seed {wildcards.seed} --threads {threads}"
-        " > {log:q} 2>&1"
+        "mallowspo score {params.call:q} {params.share:q} --method {wildcards.method} --seed {wildcards.seed}"
+        " --threads {threads} > {log:q} 2>&1"
 
 
 # Of the reference, and of policies under another condition (mallowspo.policies), the answers alone.
@@ -91,9 +93,31 @@ use rule score as score_answers with:
 ruleorder: score_answers > score
 
 
+use rule score as score_shard with:
+    input:
+        policy=policy_folder,
+        model=model_folder,
+        judge=model_of_the_reward,
+        answers=PATH.samples("{method}", "{seed}"),
+        prompts=PATH.prompts,
+        tokens=PATH.tokens("test"),
+    output:
+        done=touch(PATH.share("score", "{method}", "{seed}", "{shard}", "{shards}")),
+    log:
+        PATH.log("score-{method}-{seed}-{shard}-of-{shards}"),
+    benchmark:
+        PATH.benchmark("score-{method}-{seed}-{shard}-of-{shards}")
+    threads: threads_beside(number_of_shares)
+    params:
+        call=call,
+        share=one_share,
+        depends=stage("score"),
+
+
 # Of a further set of pairs, the pairs alone.
 use rule score as score_other_pairs with:
     input:
+        shares=shares_of_other_pairs,
         policy=policy_folder,
         pairs=OTHER.pairs("test"),
         tokens=OTHER.tokens("test"),
@@ -106,6 +130,24 @@ use rule score as score_other_pairs with:
         PATH.benchmark("score_pairs-{method}-{seed}-{pair_set}")
     params:
         call=call_with_pair_set,
+        share=[],
+        depends=stage("score"),
+
+
+use rule score_other_pairs as score_other_pairs_shard with:
+    input:
+        policy=policy_folder,
+        tokens=OTHER.tokens("test"),
+    output:
+        done=touch(OTHER.share("score", "{method}", "{seed}", "{shard}", "{shards}")),
+    log:
+        PATH.log("score_pairs-{method}-{seed}-{pair_set}-{shard}-of-{shards}"),
+    benchmark:
+        PATH.benchmark("score_pairs-{method}-{seed}-{pair_set}-{shard}-of-{shards}")
+    threads: threads_beside(number_of_shares)
+    params:
+        call=call_with_pair_set,
+        share=one_share,
         depends=stage("score"),
 
 
@@ -149,6 +191,7 @@ use rule score as signals with:
         PATH.benchmark("signals-{method}-{seed}")
     params:
         call=lambda wildcards: [*call(wildcards), "--signals"],
+        share=[],
         depends=stage("signals"),
 
 
