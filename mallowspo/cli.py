@@ -22,6 +22,7 @@ from mallowspo.data_files import fetch_data
 from mallowspo.errors import InputError
 from mallowspo.evaluation import commands
 from mallowspo.evaluation.settings import OtherPairsSettings
+from mallowspo.excerpt import excerpt
 from mallowspo.experiments import (
     dump_settings,
     experiment_file,
@@ -31,6 +32,7 @@ from mallowspo.experiments import (
     read_yaml,
 )
 from mallowspo.files import write_json, write_text
+from mallowspo.judges.names import is_a_model
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.model_files import trust_fetched
 from mallowspo.new.command import new
@@ -273,7 +275,9 @@ def score(
     shard: ShardText = None,
 ) -> None:
     """Reward and KL to the reference of each answer; implicit reward of each held-out pair."""
-    settings, layout, folder = _open(experiment, results, threads)
+    settings, layout, folder = _open(experiment, results)
+    if not second_judge or is_a_model(settings.evaluation.second_judge or ""):  # else torch is not needed
+        _open(experiment, results, threads)
     _, policy_folder = _policy(method, settings, layout, folder, seed)
     view, device = settings.stage_view("score"), settings.compute.device
     part = Shard.parse(shard) if shard else None
@@ -282,6 +286,8 @@ def score(
     if pairs:
         _other_pairs(pairs, settings)
         _stage("score").run_pairs(view, layout.other_pairs(pairs), policy_folder, method, seed, device, part)
+    elif second_judge and not settings.evaluation.second_judge:
+        raise InputError(f"--second-judge: {experiment} has no evaluation.second_judge")
     elif second_judge:
         _stage("second-score").run(settings.stage_view("second-score"), layout, method, seed)
     elif signals:
@@ -331,6 +337,9 @@ def report(experiment: ExperimentName, results: Results = "results") -> None:
     text = dump_settings(settings)
     write_text(layout.settings, text)
     _stage("report").run(settings.stage_view("report"), layout, text)
+
+
+app.command()(excerpt)
 
 
 @app.command()

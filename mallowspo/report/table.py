@@ -43,15 +43,15 @@ def rows_of(table: pd.DataFrame) -> list[Any]:
 
 def _markdown(table: Table) -> str:
     def line(cells: list[str]) -> str:
-        return "| " + " | ".join(map(_markdown_cell, cells)) + " |\n"
+        return "| " + " | ".join(map(markdown_text, cells)) + " |\n"
 
     columns = [str(column) for column in table.shown]
     rule = "|" + "|".join("---" if column in table.text_columns else "---:" for column in columns) + "|\n"
     return line(columns) + rule + "".join(line(list(row)) for row in table.shown.itertuples(index=False, name=None))
 
 
-def _markdown_cell(text: str) -> str:
-    """One cell: what would end it, begin a tag, or make a link, is escaped."""
+def markdown_text(text: str) -> str:
+    """Text of a cell, or of a line: what would end it, begin a tag, or make a link, is escaped."""
     escaped = one_line(text).replace("\\", "\\\\").replace("|", "\\|").replace("](", "]\\(")
     return re.sub(r"<(?=[A-Za-z/!?])", r"\\<", escaped)
 

@@ -1,0 +1,122 @@
+"""`mallowspo excerpt`: of finished experiments what fits in a repository or an appendix, and reads there.
+
+A folder an experiment: README.md with the finding, its numbers and what made them; settings.yaml; tables; figures. No
+models, answers or prompts. Of the page of the paper's claims (`paper`) its tables and figures.
+"""
+
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mallowspo.errors import InputError
+from mallowspo.experiments import load_experiment
+from mallowspo.files import read_json, whole_directory, write_bytes, write_text
+from mallowspo.layout import Layout
+from mallowspo.settings import Experiment
+from mallowspo.studies.settings import Study
+
+PAPER = "paper"
+#: Tables that README.md shows; None: all. The others lie beside it as CSV alone.
+COMPARISON_TABLES, STUDY_TABLES, PAPER_TABLES = ("main", "comparison"), None, ("claims", "tests", "differs")
+#: A larger table is no excerpt.
+MOST_BYTES = 200_000
+#: Of environment.json.
+VERSIONS = ("torch", "transformers", "alpaca_eval", "lm_eval", "mlflow", "snakemake")
+
+
+def excerpt(
+    experiments: Annotated[list[str], typer.Argument(help="finished experiments below the results folder, or paper")],
+    out: Annotated[Path, typer.Option(help="folder; each experiment gets one of its name there, anew")],
+    figures: Annotated[str, typer.Option(help="figures by name, such as frontier,win_rate*; default: all")] = "*",
+    results: Annotated[str, typer.Option(help="folder of all results")] = "results",
+) -> None:
+    """What of finished experiments fits in a repository or an appendix: findings, tables, figures, settings."""
+    for name in experiments:
+        typer.echo(run(Layout(results, name), out / name, figures.split(",")))
+
+
+def run(layout: Layout, target: Path, figures: list[str]) -> Path:
+    """Write the excerpt of one experiment.
+
+    Args:
+        target: its folder; an older one is replaced once the new one is whole.
+        figures: names, or patterns of them; one that fits nothing in this experiment chooses nothing here.
+
+    Raises:
+        InputError: the experiment is not finished.
+    """
+    chosen = [f for f in sorted(layout.figures.glob("*.svg")) if any(fnmatch(f.stem, name) for name in figures)]
+    if layout.experiment == PAPER:
+        page = _page("The paper, claim by claim", [], layout, PAPER_TABLES, chosen, _command(layout, "paper"))
+    else:
+        page = _page_of_experiment(layout, chosen)
+    with whole_directory(target) as folder:
+        for figure in chosen:
+            write_bytes(folder / "figures" / figure.name, figure.read_bytes())
+        for table in sorted(layout.tables.glob("*.csv")):
+            if table.stat().st_size <= MOST_BYTES:
+                write_bytes(folder / "tables" / table.name, table.read_bytes())
+        if layout.settings.exists():
+            write_bytes(folder / "settings.yaml", layout.settings.read_bytes())
+        write_text(folder / "README.md", page)
+    return target
+
+
+def _page_of_experiment(layout: Layout, figures: list[Path]) -> str:
+    if not (layout.settings.exists() and layout.report.exists()):
+        raise InputError(f"{layout.root}: not finished; run snakemake --config experiments={layout.experiment}")
+    settings = load_experiment(str(layout.settings))
+    if isinstance(settings, Study):
+        study = read_json(layout.study)
+        (headline, *sentences), environment, tables = study["findings"], study["environment"], STUDY_TABLES
+    else:
+        headline, sentences = _findings(settings, layout)
+        method, seed = settings.runs()[0]
+        environment, tables = read_json(layout.run(method, seed) / "environment.json"), COMPARISON_TABLES
+    words = [settings.question, f"**{headline}**", "\n".join(f"- {sentence}" for sentence in sentences)]
+    command = _command(layout, f"--config experiments={layout.experiment}")
+    return _page(settings.title, words, layout, tables, figures, [*command, *_made(settings, layout, environment)])
+
+
+def _findings(settings: Experiment, layout: Layout) -> tuple[str, list[str]]:
+    """What the report says first, and then."""
+    from mallowspo.report import summary
+    from mallowspo.report.results import read_results
+
+    results = read_results(settings.stage_view("report"), layout, layout.settings.read_text(encoding="utf-8"))
+    told = [*summary.findings(results), *summary.slopes(results)]
+    sentences = [f"{each.title}: " + "; ".join(f"{method} {text}" for method, text in each.answers) for each in told]
+    return summary.headline(results), [*sentences, *summary.cautions(results)]
+
+
+def _page(
+    title: str, words: list[str], layout: Layout, tables: tuple[str, ...] | None, figures: list[Path], made: list[str]
+) -> str:
+    from mallowspo.report.table import markdown_text
+
+    files = sorted(layout.tables.glob("*.md")) if tables is None else [layout.tables / f"{name}.md" for name in tables]
+    parts = [f"# {markdown_text(title)}", *words]
+    parts += [file.read_text(encoding="utf-8").rstrip() for file in files if file.exists()]
+    parts += [f"![{figure.stem.replace('_', ' ')}](figures/{figure.name})" for figure in figures]
+    return "\n\n".join([*parts, "## What made it", *made, "[tables](tables) holds every number."]) + "\n"
+
+
+def _command(layout: Layout, target: str) -> list[str]:
+    return [f"    snakemake --cores all {target}", f"    mallowspo excerpt {layout.experiment} --out FOLDER"]
+
+
+def _made(settings: Experiment | Study, layout: Layout, environment: dict[str, Any]) -> list[str]:
+    import pandas as pd
+
+    jobs = [pd.read_csv(file, sep="\t")["s"].sum() for file in layout.root.glob("benchmarks/*.tsv")]
+    known = environment["versions"]
+    versions = ", ".join(f"{name} {known[name]}" for name in VERSIONS if known.get(name))
+    lines = [
+        f"[settings](settings.yaml) {settings.identity}, commit {environment['git_commit']}",
+        f"Python {environment['python']}, {versions}",
+        f"{environment['gpu'] or environment['processor']}, {environment['platform'].partition('-')[0]}",
+        f"{len(jobs)} jobs of {sum(jobs) / 60:.0f} minutes in all, some side by side",
+    ]
+    return ["\n".join(f"- {line}" for line in lines)]

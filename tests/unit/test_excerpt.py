@@ -1,0 +1,55 @@
+"""`mallowspo excerpt`: what of finished experiments goes into a repository."""
+
+import pytest
+from typer.testing import CliRunner
+
+from mallowspo import compare
+from mallowspo.cli import app
+from mallowspo.errors import InputError
+from mallowspo.files import write_text
+from mallowspo.report import page
+from tests.made_up_results import write
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A comparison with its page."""
+    made = write(tmp_path_factory.mktemp("results"), steps=2)
+    compare.run(made.experiment.stage_view("compare"), made.layout)
+    page.run(made.experiment.stage_view("report"), made.layout, made.settings_text)
+    return made
+
+
+def command(*arguments):
+    return CliRunner().invoke(app, ["excerpt", *map(str, arguments)])
+
+
+def test_an_excerpt_reads_alone(made, tmp_path):
+    layout = made.layout
+    done = command(layout.experiment, "--out", tmp_path, "--results", layout.results, "--figures", "win_rate*,frontier")
+    assert done.exit_code == 0, done.output
+    folder = tmp_path / layout.experiment
+    text = (folder / "README.md").read_text()
+    assert text.startswith("# Made-up comparison \\<b>of three\\</b>\n\nDoes a dispersion-weighted")
+    assert f"[settings](settings.yaml) {made.experiment.identity}, commit " in text
+    assert "**On reward, " in text and "- Reward, compared with dpo (n = 12): mallows_theta" in text
+    assert (layout.tables / "main.md").read_text().rstrip() in text
+    assert f"    snakemake --cores all --config experiments={layout.experiment}\n" in text
+    assert (folder / "settings.yaml").read_bytes() == layout.settings.read_bytes()
+    drawn = sorted(file.name for file in (folder / "figures").iterdir())
+    assert drawn == sorted(file.name for file in layout.figures.glob("*.svg") if file.name.startswith(("win_", "fron")))
+    assert all(f"(figures/{name})" in text for name in drawn) and "frontier.svg" in drawn
+    for table in layout.tables.glob("*.csv"):
+        assert (folder / "tables" / table.name).read_bytes() == table.read_bytes()
+
+
+def test_an_older_excerpt_is_replaced(made, tmp_path):
+    write_text(tmp_path / made.layout.experiment / "figures" / "old.svg", "old")
+    command(made.layout.experiment, "--out", tmp_path, "--results", made.layout.results, "--figures", "none")
+    assert not (tmp_path / made.layout.experiment / "figures").exists()
+
+
+def test_an_unfinished_experiment_is_refused(tmp_path):
+    error = command("mine", "--out", tmp_path / "out", "--results", tmp_path).exception
+    assert isinstance(error, InputError) and "not finished; run snakemake --config experiments=mine" in str(error)
+    assert not (tmp_path / "out").exists()
