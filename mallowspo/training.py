@@ -26,36 +26,30 @@ from mallowspo import memory
 from mallowspo.checkpoints import last_checkpoint
 from mallowspo.errors import InputError
 from mallowspo.examples import Examples, load_examples
-from mallowspo.files import (
-    digest,
-    read_json,
-    sha256_file,
-    whole_directory,
-    write_json,
-    write_jsonl,
-    write_text,
-)
+from mallowspo.files import read_json, whole_directory, write_json, write_jsonl, write_text
 from mallowspo.kept import KeepWeights, steps_kept
 from mallowspo.layout import Layout
 from mallowspo.memory import MemoryPlan
-from mallowspo.methods import METHODS
 from mallowspo.metrics import MetricsFile, StepMetrics
-from mallowspo.models import load_model, load_tokenizer, resolve_device, resolve_precision
+from mallowspo.models import load_tokenizer, resolve_device, resolve_precision
 from mallowspo.pair_betas import OBJECTIVE
-from mallowspo.pairs.prepared import open_tokens
 from mallowspo.processes import Processes
-from mallowspo.provenance import code_digest, environment
+from mallowspo.provenance import environment
 from mallowspo.quantized import count
 from mallowspo.scoring import Scorer
 from mallowspo.sharding import ShardedTrainer, bytes_held, trained_weights
 from mallowspo.tracking import track_live
 from mallowspo.trainer import ObjectiveState, PreferenceTrainer
+from mallowspo.training_job import Job
 
 logger = logging.getLogger(__name__)
 
 #: Largest |margin| allowed before the first step, nats: the policy still is the reference, so only rounding is left.
 #: None is left on a CPU; products on a GPU, above all in bfloat16, are rounded otherwise in another batch.
 STEP0_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
+
+#: What was found before the first step, for a training that goes on behind it.
+STEP0 = "step0.json"
 
 #: Seconds to wait for another job at the same training: one that was told to end takes a while.
 PATIENCE = 60.0
@@ -88,9 +82,11 @@ def run(
         InputError: the tables lack a pair or belong to another model, a loss, gradient or weight is not finite,
             two shares of training.keep are one step, or another job is at this very training.
     """
-    processes = Processes.of_environment()
+    device, processes = resolve_device(device), Processes.of_environment()
+    precision = resolve_precision(view.model.precision, device)
+    job = Job(view, method, label, seed, layout, model_folder, device, precision, processes, sharded)
     with _alone(layout, label, seed) if processes.first else nullcontext():
-        _run(view, method, label, seed, layout, model_folder, device, memory_mb, live_store, processes, sharded)
+        _run(job, memory_mb, live_store)
 
 
 @contextmanager
@@ -109,81 +105,65 @@ def _alone(layout: Layout, label: str, seed: int) -> Iterator[None]:
         lock.release()
 
 
-def _run(
-    view: Any,
-    method: Any,
-    label: str,
-    seed: int,
-    layout: Layout,
-    model_folder: Path,
-    device: str,
-    memory_mb: int,
-    live_store: str | None,
-    processes: Processes,
-    sharded: bool,
-) -> None:
-    device = resolve_device(device)
-    precision = resolve_precision(view.model.precision, device)
-    folder = layout.run(label, seed)
-    work = folder / "work"
-    identity = _identity(view, method, seed, layout, model_folder, precision)
-    examples = load_examples(view, method, layout, processes.share)
-    kept, kept_folder = steps_kept(view.training.keep, _steps(view.training, len(examples))), layout.kept(label, seed)
-    arguments = _arguments(view.training, work, seed, device, len(examples), processes)
-    processes.connect(device)
-    checkpoint = processes.from_first(lambda: last_checkpoint(_open_work(work, kept_folder, identity)))
-    set_seed(seed)
-    initial_policy = partial(_policy, model_folder, training=view.training, seed=seed)
-    model = initial_policy(device=device, four_bits=precision if view.model.quantized else None)
+def _run(job: Job, memory_mb: int, live_store: str | None) -> None:
+    identity = job.identity()
+    examples = load_examples(job.view, job.method, job.layout, job.processes.share)
+    kept = steps_kept(job.settings.keep, job.steps(len(examples)))
+    arguments = _arguments(job, len(examples))
+    job.processes.connect(job.device)
+    checkpoint = job.processes.from_first(lambda: last_checkpoint(_open_work(job, identity)))
+    set_seed(job.seed)
+    model = job.initial_policy(job.device, four_bits=job.precision if job.view.model.quantized else None)
     sizes = _sizes(model)
-    scorer = Scorer(model, precision)
-    budget = memory.available(device, memory_mb) // (processes.count if device == "cpu" else 1)
-    fitted = _fit(scorer, examples, view.training, budget, processes.count if sharded else 1)
-    metrics = MetricsFile(work / "metrics.jsonl")
-    live = live_store if processes.first else None
-    trainer = _trainer(sharded, partial(initial_policy, device="cpu"))(
+    scorer = Scorer(model, job.precision)
+    memory_plan = _fit(scorer, examples, job, memory_mb)
+    live = live_store if job.processes.first else None
+    trainer = _trainer(job)(
         model=model,
         args=arguments,
         train_dataset=examples,
         data_collator=examples.collate,
-        method=method,
-        seed=seed,
-        model_folder=model_folder,
+        method=job.method,
+        seed=job.seed,
+        model_folder=job.model_folder,
         scorer=scorer,
-        metrics=metrics,
-        processes=processes,
-        live=track_live(layout, label, seed, identity["digest"], live) if live else None,
+        metrics=MetricsFile(job.work / "metrics.jsonl"),
+        processes=job.processes,
+        live=track_live(job.layout, job.label, job.seed, identity["digest"], live) if live else None,
     )
-    trainer.add_callback(KeepWeights(trainer.whole_policy, kept, kept_folder, model_folder))
-    step0 = _step0(trainer, precision, work) if checkpoint is None else read_json(work / "step0.json")
+    trainer.add_callback(KeepWeights(trainer.whole_policy, kept, job.kept, job.model_folder))
+    step0 = read_json(job.work / STEP0) if checkpoint else _step0(trainer, job)
     _train(trainer, checkpoint)
-    held, policy = bytes_held(trainer), trainer.whole_policy()
-    processes.leave()
-    if not processes.first:
-        return
-    with whole_directory(folder / "model") as temporary:
-        if view.model.quantized:  # merged in float32: four bits would not hold the sum
-            trained, policy = trained_weights(policy), initial_policy(device="cpu")
+    facts = {**step0, **sizes, "bytes_held": bytes_held(trainer), "memory": memory_plan._asdict()}
+    policy = trainer.whole_policy()
+    job.processes.leave()
+    if job.processes.first:
+        _write(job, trainer, policy, {"digest": identity["digest"], **facts})
+
+
+def _write(job: Job, trainer: PreferenceTrainer, policy: Any, facts: dict[str, Any]) -> None:
+    """Write RUN's files, in the first process, and remove what the training under way left."""
+    with whole_directory(job.folder / "model") as temporary:
+        if job.view.model.quantized:  # merged in float32: four bits would not hold the sum
+            trained, policy = trained_weights(policy), job.initial_policy("cpu")
             policy.load_state_dict(trained, strict=False)
-        final = policy.merge_and_unload() if view.training.lora else policy
+        final = policy.merge_and_unload() if job.settings.lora else policy
         final.save_pretrained(temporary)
-        load_tokenizer(model_folder).save_pretrained(temporary)
+        load_tokenizer(job.model_folder).save_pretrained(temporary)
         if trainer.objective.adaptation is not None:
             save_file(trainer.objective.state_dict(), temporary / OBJECTIVE)
-    rows = metrics.rows()
-    write_text(folder / "settings.yaml", yaml.safe_dump(_run_settings(view, method, label, seed), sort_keys=False))
-    write_json(folder / "environment.json", environment(device))
-    summary = _summary(identity, rows, step0, sizes, precision, metrics.resumed_from)
-    summary |= {"pairs_over_budget": len(examples.over_budget), "memory": fitted._asdict()}
-    summary |= {"processes": processes.count, "pairs_per_step": view.training.pairs_per_step}
-    summary |= {"sharded": sharded, "bytes_held": held}
-    write_json(folder / "summary.json", summary)
-    write_jsonl(folder / "metrics.jsonl", rows)
-    shutil.rmtree(work)
+    rows = trainer.metrics_file.rows()
+    write_text(job.folder / "settings.yaml", yaml.safe_dump(job.described(), sort_keys=False))
+    write_json(job.folder / "environment.json", environment(job.device))
+    examples: Examples = trainer.train_dataset  # type: ignore[assignment]
+    facts |= {"pairs_over_budget": len(examples.over_budget), "resumed_from_step": trainer.metrics_file.resumed_from}
+    write_json(job.folder / "summary.json", facts | _summary(job, rows))
+    write_jsonl(job.folder / "metrics.jsonl", rows)
+    shutil.rmtree(job.work)
 
 
-def _trainer(sharded: bool, initial_policy: Callable[[], Any]) -> Callable[..., PreferenceTrainer]:
-    return partial(ShardedTrainer, initial_policy=initial_policy) if sharded else PreferenceTrainer
+def _trainer(job: Job) -> Callable[..., PreferenceTrainer]:
+    return partial(ShardedTrainer, initial_policy=job.initial_policy) if job.sharded else PreferenceTrainer
 
 
 def _train(trainer: PreferenceTrainer, checkpoint: Path | None) -> None:
@@ -206,29 +186,30 @@ def _train(trainer: PreferenceTrainer, checkpoint: Path | None) -> None:
             trainer.live.close(timeout=30)
 
 
-def _open_work(work: Path, kept: Path, identity: dict[str, str]) -> Path:
+def _open_work(job: Job, identity: dict[str, str]) -> Path:
     """The folder of the training under way; what another run left there or kept (other settings, code or data) goes."""
-    if not (work / "identity.json").exists() or read_json(work / "identity.json") != identity:
-        shutil.rmtree(work, ignore_errors=True)
-        shutil.rmtree(kept, ignore_errors=True)
-        write_json(work / "identity.json", identity)
-    return work
+    known = job.work / "identity.json"
+    if not known.exists() or read_json(known) != identity:
+        shutil.rmtree(job.work, ignore_errors=True)
+        shutil.rmtree(job.kept, ignore_errors=True)
+        write_json(known, identity)
+    return job.work
 
 
-def _fit(scorer: Scorer, examples: Examples, training: Any, budget: int, processes: int) -> MemoryPlan:
-    """Fit the largest batch into the memory; tell of pairs that are longer than a batch may be.
-
-    Args:
-        processes: that will share the policy out.
-    """
+def _fit(scorer: Scorer, examples: Examples, job: Job, memory_mb: int) -> MemoryPlan:
+    """Fit the largest batch into the memory; tell of pairs that are longer than a batch may be."""
     if examples.over_budget:
         logger.warning(
             "%d of %d pairs are longer than training.tokens_per_batch (%d) and run alone: %s",
-            *(len(examples.over_budget), len(examples), training.tokens_per_batch, ", ".join(examples.over_budget[:5])),
+            *(len(examples.over_budget), len(examples), job.settings.tokens_per_batch),
+            ", ".join(examples.over_budget[:5]),
         )
     tokens = np.sort(examples.tokens)[::-1]
-    largest = max(int(tokens[0]), min(training.tokens_per_batch, int(tokens[: training.pairs_per_step].sum())))
-    chosen = memory.plan(scorer, largest, budget, processes)
+    of_a_step = int(tokens[: job.settings.pairs_per_step].sum())
+    largest = max(int(tokens[0]), min(job.settings.tokens_per_batch, of_a_step))
+    # Processes on a CPU share the job's memory; each has a GPU of its own.
+    budget = memory.available(job.device, memory_mb) // (job.processes.count if job.device == "cpu" else 1)
+    chosen = memory.plan(scorer, largest, budget, job.processes.count if job.sharded else 1)
     memory.apply(scorer, chosen)
     return chosen
 
@@ -241,61 +222,30 @@ def _sizes(model: nn.Module) -> dict[str, int]:
     }
 
 
-def _policy(model_folder: Path, device: str, training: Any, seed: int, four_bits: str | None = None) -> Any:
-    model = load_model(model_folder, device, four_bits=four_bits)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0  # the reference was scored without dropout
-    if hasattr(model.config, "attention_dropout"):
-        model.config.attention_dropout = 0.0
-    if training.lora is None:
-        return model
-    from peft import LoraConfig, get_peft_model
-
-    set_seed(seed)
-    settings = training.lora
-    modules = settings.target_modules
-    adapter = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        target_modules=modules if isinstance(modules, str) else list(modules),
-        lora_dropout=0.0,
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, adapter)
-
-
-def _arguments(
-    training: Any, work: Path, seed: int, device: str, pairs: int, processes: Processes
-) -> TrainingArguments:
+def _arguments(job: Job, pairs: int) -> TrainingArguments:
+    training = job.settings
     return TrainingArguments(
-        output_dir=str(work),
+        output_dir=str(job.work),
         num_train_epochs=training.epochs,
         max_steps=training.max_steps or -1,
         per_device_train_batch_size=training.pairs_per_step,  # the trainer takes them in parts
         learning_rate=training.learning_rate,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(training.schedule, training.schedule),
-        warmup_steps=round(training.warmup_ratio * _steps(training, pairs)),
+        warmup_steps=round(training.warmup_ratio * job.steps(pairs)),
         optim={"adamw": "adamw_torch_fused", "rmsprop": "rmsprop"}[training.optimizer],
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_gradient_norm,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        save_strategy="steps" if processes.first else "no",
+        save_strategy="steps" if job.processes.first else "no",
         save_steps=training.checkpoint_every,
         save_total_limit=1,
-        seed=seed,
-        data_seed=seed,
-        use_cpu=device == "cpu",
+        seed=job.seed,
+        data_seed=job.seed,
+        use_cpu=job.device == "cpu",
         remove_unused_columns=False,
         report_to="none",
     )
-
-
-def _steps(training: Any, pairs: int) -> int:
-    """Optimizer steps of the whole training."""
-    per_epoch = -(-pairs // training.pairs_per_step)
-    return int(training.max_steps or per_epoch * training.epochs)
 
 
 @contextmanager
@@ -307,7 +257,7 @@ def _no_gradient_in_training_mode(model: nn.Module) -> Iterator[None]:
     model.train(was_training)
 
 
-def _step0(trainer: PreferenceTrainer, precision: str, work: Path) -> dict[str, float]:
+def _step0(trainer: PreferenceTrainer, job: Job) -> dict[str, float]:
     """Before the first step the policy is the reference: every margin 0 and every loss log 2, up to rounding.
 
     What it catches: another tokenizer, template or model than the reference table's, a packing or masking error.
@@ -320,60 +270,25 @@ def _step0(trainer: PreferenceTrainer, precision: str, work: Path) -> dict[str, 
         losses = trainer.losses(scores, index)
     trainer.step_metrics = StepMetrics()
     largest = float(losses.margin.abs().max())
-    if not largest <= STEP0_TOLERANCE[precision]:
+    if not largest <= STEP0_TOLERANCE[job.precision]:
         raise InputError(
             f"before the first step the margin is {largest:.3g} nats where policy and reference are the same model "
-            f"(allowed: {STEP0_TOLERANCE[precision]}): the reference table belongs to another model, tokenizer or "
+            f"(allowed: {STEP0_TOLERANCE[job.precision]}): the reference table belongs to another model, tokenizer or "
             "template; delete the reference folder and run again"
         )
     result = {"step0_max_abs_margin": largest, "step0_loss": float(losses.loss.mean())}
-    if trainer.processes.first:
-        write_json(work / "step0.json", result)
+    if job.processes.first:
+        write_json(job.work / STEP0, result)
     return result
 
 
-def _identity(view: Any, method: Any, seed: int, layout: Layout, model_folder: Path, precision: str) -> dict[str, str]:
-    """What a run is: settings, seed, code and the content of what it reads. Its digest is the MLflow run's key."""
-    inputs = [layout.reference("train"), model_folder / "source.json"]
-    if "dispersion" in METHODS[method.method].needs:
-        inputs.append(layout.dispersion)
-    parts = {
-        "settings": digest([view.model.precision, precision, view.tokens.model_dump(), view.training.model_dump()]),
-        "method": digest([method.model_dump(), seed]),
-        "code": code_digest("train"),
-        "inputs": digest([open_tokens(layout.tokens("train")).digest, *(sha256_file(file) for file in inputs)]),
-    }
-    return {**parts, "digest": digest(parts)}
-
-
-def _run_settings(view: Any, method: Any, label: str, seed: int) -> dict[str, Any]:
+def _summary(job: Job, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    totals = {name: sum(row[name] for row in rows) for name in ("pairs", "tokens", "seconds", "data_seconds")}
     return {
-        "label": label,
-        "seed": seed,
-        "method": method.model_dump(),
-        "precision": view.model.precision,
-        "tokens": view.tokens.model_dump(),
-        "training": view.training.model_dump(),
-    }
-
-
-def _summary(
-    identity: dict[str, str],
-    rows: list[dict[str, Any]],
-    step0: dict[str, float],
-    sizes: dict[str, int],
-    precision: str,
-    resumed: list[int],
-) -> dict[str, Any]:
-    return {
-        "digest": identity["digest"],
         "steps": rows[-1]["step"],
-        "pairs": sum(row["pairs"] for row in rows),
-        "tokens": sum(row["tokens"] for row in rows),
-        "seconds": sum(row["seconds"] for row in rows),
-        "data_seconds": sum(row["data_seconds"] for row in rows),
-        "resumed_from_step": resumed,
-        **step0,
-        **sizes,
-        "precision": precision,
+        **totals,
+        "precision": job.precision,
+        "processes": job.processes.count,
+        "pairs_per_step": job.settings.pairs_per_step,
+        "sharded": job.sharded,
     }

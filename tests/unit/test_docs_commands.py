@@ -83,6 +83,7 @@ LISTED = {
     "*: mallowspo bench *": "minutes; tests/unit/test_bench.py runs small ones",
     "*: mallowspo fetch-data *": "downloads; tests/unit/test_data_files.py, from a server of its own",
     "*: mallowspo compare *": "needs two finished experiments; tests/unit/test_between.py",
+    "*: mallowspo excerpt *": "needs finished experiments; tests/unit/test_excerpt.py",
     "*: mallowspo ui-links *": "needs a tracked experiment; tests/unit/test_tracking.py",
     "*: mallowspo server*": "serves until it is stopped; tests/unit/test_server.py starts and stops it",
     "*: mallowspo track *": "needs a run; tests/unit/test_tracking.py, and seconds for MLflow's tables",

@@ -20,6 +20,7 @@ from mallowspo.metrics import MetricsFile
 from mallowspo.models import load_model
 from mallowspo.quantized import BLOCK
 from mallowspo.scoring import Scorer
+from mallowspo.training_job import initial_policy
 from tests.made_up_run import experiment_file, prepare
 
 needs_bitsandbytes = pytest.mark.skipif(
@@ -68,7 +69,7 @@ def test_scores_and_gradients_are_those_of_the_rounded_weights(prepared):
     experiment, _, folder = prepared
     found = []
     for four_bits in (None, "float32"):
-        policy = training._policy(folder, "cpu", experiment.training, 1, four_bits)
+        policy = initial_policy(folder, experiment.training.lora, 1, four_bits=four_bits)
         for name, parameter in policy.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))

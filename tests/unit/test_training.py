@@ -25,6 +25,7 @@ from mallowspo.pairs.prepared import open_tokens
 from mallowspo.reference import pair_batch
 from mallowspo.scoring import Scorer
 from mallowspo.tracking import prepare_store
+from mallowspo.training_job import initial_policy
 from tests.made_up_run import experiment_file, prepare
 
 
@@ -327,7 +328,7 @@ def test_lora_trains_an_adapter_and_saves_a_merged_model(tmp_path):
 
 def test_without_its_adapters_a_policy_is_the_reference_table(tmp_path):
     experiment, layout, model_folder = prepare(tmp_path, lora={"rank": 4, "alpha": 8})
-    policy = training._policy(model_folder, "cpu", experiment.stage_view("train").training, 1)
+    policy = initial_policy(model_folder, experiment.training.lora, 1)
     with torch.no_grad():
         for name, values in policy.named_parameters():
             if "lora_B" in name:  # 0 at the start
