@@ -18,8 +18,8 @@ from mallowspo.settings import Experiment
 from mallowspo.studies.settings import Study
 
 PAPER = "paper"
-#: Tables that README.md shows; None: all. The others lie beside it as CSV alone.
-COMPARISON_TABLES, STUDY_TABLES, PAPER_TABLES = ("main", "comparison"), None, ("claims", "tests", "differs")
+#: Tables of the page of the paper that README.md shows.
+PAPER_TABLES = ("claims", "tests", "differs")
 #: A larger table is no excerpt.
 MOST_BYTES = 200_000
 #: Of environment.json.
@@ -49,7 +49,8 @@ def run(layout: Layout, target: Path, figures: list[str]) -> Path:
     """
     chosen = [f for f in sorted(layout.figures.glob("*.svg")) if any(fnmatch(f.stem, name) for name in figures)]
     if layout.experiment == PAPER:
-        page = _page("The paper, claim by claim", [], layout, PAPER_TABLES, chosen, _command(layout, "paper"))
+        tables = [(layout.tables / f"{name}.md").read_text(encoding="utf-8") for name in PAPER_TABLES]
+        page = _page("The paper, claim by claim", [], tables, chosen, _command(layout, "paper"))
     else:
         page = _page_of_experiment(layout, chosen)
     with whole_directory(target) as folder:
@@ -70,41 +71,42 @@ def _page_of_experiment(layout: Layout, figures: list[Path]) -> str:
     settings = load_experiment(str(layout.settings))
     if isinstance(settings, Study):
         study = read_json(layout.study)
-        (headline, *sentences), environment, tables = study["findings"], study["environment"], STUDY_TABLES
+        (headline, *sentences), environment = study["findings"], study["environment"]
+        tables = [file.read_text(encoding="utf-8") for file in sorted(layout.tables.glob("*.md"))]
     else:
-        headline, sentences = _findings(settings, layout)
+        headline, sentences, tables = _of_comparison(settings, layout)
         method, seed = settings.runs()[0]
-        environment, tables = read_json(layout.run(method, seed) / "environment.json"), COMPARISON_TABLES
+        environment = read_json(layout.run(method, seed) / "environment.json")
     words = [settings.question, f"**{headline}**", "\n".join(f"- {sentence}" for sentence in sentences)]
     command = _command(layout, f"--config experiments={layout.experiment}")
-    return _page(settings.title, words, layout, tables, figures, [*command, *_made(settings, layout, environment)])
+    return _page(settings.title, words, tables, figures, [*command, *_made(settings, layout, environment)])
 
 
-def _findings(settings: Experiment, layout: Layout) -> tuple[str, list[str]]:
-    """What the report says first, and then."""
-    from mallowspo.report import summary
+def _of_comparison(settings: Experiment, layout: Layout) -> tuple[str, list[str], list[str]]:
+    """What the report says first, what it warns of, and its main tables."""
+    from mallowspo.report import summary, tables
     from mallowspo.report.results import read_results
+    from mallowspo.report.table import Table, markdown
 
     results = read_results(settings.stage_view("report"), layout, layout.settings.read_text(encoding="utf-8"))
-    told = [*summary.findings(results), *summary.slopes(results)]
-    sentences = [f"{each.title}: " + "; ".join(f"{method} {text}" for method, text in each.answers) for each in told]
-    return summary.headline(results), [*sentences, *summary.cautions(results)]
+    shown = [markdown(tables.main_table(results))]
+    for baseline, view in tables.comparison_views(results, tables.comparison_table(results)).items():
+        columns = view.shown[["Metric", "Method", "Difference", "Holm p", "Detectable", "n", "Seeds"]]
+        differences = columns.rename(columns={"Difference": f"Minus {baseline}"})
+        shown.append(markdown(Table(view.name, view.numbers, differences, view.text_columns)))
+    return summary.headline(results), summary.cautions(results), shown
 
 
-def _page(
-    title: str, words: list[str], layout: Layout, tables: tuple[str, ...] | None, figures: list[Path], made: list[str]
-) -> str:
+def _page(title: str, words: list[str], tables: list[str], figures: list[Path], made: list[str]) -> str:
     from mallowspo.report.table import markdown_text
 
-    files = sorted(layout.tables.glob("*.md")) if tables is None else [layout.tables / f"{name}.md" for name in tables]
-    parts = [f"# {markdown_text(title)}", *words]
-    parts += [file.read_text(encoding="utf-8").rstrip() for file in files if file.exists()]
+    parts = [f"# {markdown_text(title)}", *words, *(table.rstrip() for table in tables)]
     parts += [f"![{figure.stem.replace('_', ' ')}](figures/{figure.name})" for figure in figures]
     return "\n\n".join([*parts, "## What made it", *made, "[tables](tables) holds every number."]) + "\n"
 
 
 def _command(layout: Layout, target: str) -> list[str]:
-    return [f"    snakemake --cores all {target}", f"    mallowspo excerpt {layout.experiment} --out FOLDER"]
+    return [f"    snakemake --cores all {target}\n    mallowspo excerpt {layout.experiment} --out FOLDER"]
 
 
 def _made(settings: Experiment | Study, layout: Layout, environment: dict[str, Any]) -> list[str]:

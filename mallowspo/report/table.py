@@ -32,7 +32,7 @@ def write_table(layout: Layout, table: Table) -> None:
 def write_forms(folder: Path, table: Table) -> None:
     """The same into any folder."""
     write_text(folder / f"{table.name}.csv", csv(table.numbers))
-    write_text(folder / f"{table.name}.md", _markdown(table))
+    write_text(folder / f"{table.name}.md", markdown(table))
     write_text(folder / f"{table.name}.tex", _latex(table))
 
 
@@ -41,7 +41,9 @@ def rows_of(table: pd.DataFrame) -> list[Any]:
     return list(table.itertuples())
 
 
-def _markdown(table: Table) -> str:
+def markdown(table: Table) -> str:
+    """As people read it."""
+
     def line(cells: list[str]) -> str:
         return "| " + " | ".join(map(markdown_text, cells)) + " |\n"
 

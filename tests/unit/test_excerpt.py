@@ -32,7 +32,7 @@ def test_an_excerpt_reads_alone(made, tmp_path):
     text = (folder / "README.md").read_text()
     assert text.startswith("# Made-up comparison \\<b>of three\\</b>\n\nDoes a dispersion-weighted")
     assert f"[settings](settings.yaml) {made.experiment.identity}, commit " in text
-    assert "**On reward, " in text and "- Reward, compared with dpo (n = 12): mallows_theta" in text
+    assert "**On reward, " in text and "| Metric | Method | Minus dpo | Holm p | Detectable | n | Seeds |" in text
     assert (layout.tables / "main.md").read_text().rstrip() in text
     assert f"    snakemake --cores all --config experiments={layout.experiment}\n" in text
     assert (folder / "settings.yaml").read_bytes() == layout.settings.read_bytes()
