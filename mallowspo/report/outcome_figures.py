@@ -69,7 +69,7 @@ def _name_rows(axes: Axes, labels: list[str]) -> None:
 def frontier(results: Results, look: Look) -> list[Panel]:
     """Reward against KL: runs as small points, each method's mean with both intervals, the reference at KL 0.
 
-    A dotted line joins the means of labels that differ in beta alone.
+    Labels that differ in beta alone have one colour, and a line joins their means.
     """
     runs = pd.DataFrame(
         {
@@ -82,26 +82,30 @@ def frontier(results: Results, look: Look) -> list[Panel]:
         for seed in results.values["reward"][label]
     )
     means = {label: _point(results, label) for label in results.labels}
+    joined = curves(results.view.methods)
+    colours = look.colour | {label: look.colour[labels[0]] for labels in joined for label in labels}
     data = pd.concat([runs, pd.DataFrame(means.values())], ignore_index=True)
 
     def draw(axes: Axes) -> None:
         axes.axvline(0, color="#bbbbbb", linewidth=0.8)
-        for labels in curves(results.view.methods):
+        for labels in joined:
             along = sorted((means[label]["kl"], means[label]["reward"]) for label in labels)
-            axes.plot(*zip(*along, strict=True), color=look.colour[labels[0]], linewidth=0.8, linestyle=":", zorder=1)
+            axes.plot(*zip(*along, strict=True), color=colours[labels[0]], linewidth=1.4, zorder=2)
         for label in results.labels:
-            colour, marker = look.colour[label], look.marker[label]
+            colour, marker = colours[label], look.marker[label]
             own = runs[runs["method"] == label]
             if len(own) > 1:
                 axes.scatter(own["kl"], own["reward"], s=14, marker=marker, color=colour, alpha=0.45, linewidths=0)
             mean = means[label]
-            axes.hlines(mean["reward"], mean["kl_ci_low"], mean["kl_ci_high"], color=colour, linewidth=1.2)
-            axes.vlines(mean["kl"], mean["reward_ci_low"], mean["reward_ci_high"], color=colour, linewidth=1.2)
-            axes.plot(mean["kl"], mean["reward"], marker=marker, color=colour, markersize=7, markeredgecolor="white")
+            thin: dict[str, Any] = {"color": colour, "linewidth": 0.8, "alpha": 0.5, "zorder": 1}
+            axes.hlines(mean["reward"], mean["kl_ci_low"], mean["kl_ci_high"], **thin)
+            axes.vlines(mean["kl"], mean["reward_ci_low"], mean["reward_ci_high"], **thin)
+            edge: dict[str, Any] = {"markeredgecolor": "white", "zorder": 3}
+            axes.plot(mean["kl"], mean["reward"], marker=marker, color=colour, markersize=7, **edge)
         axes.set_xlabel("KL to the reference (nats an answer)")
         axes.set_ylabel("mean reward")
         axes.set_title("Reward against KL")
-        legend_below(axes, marker_handles(results.labels, look))
+        legend_below(axes, marker_handles(results.labels, look, colours))
 
     spoken = "; ".join(
         f"{label} reward {number(mean['reward'])} at KL {number(mean['kl'])}" for label, mean in means.items()
@@ -119,10 +123,11 @@ def _point(results: Results, label: str) -> dict[str, Any]:
     return point
 
 
-def marker_handles(labels: list[str], look: Look) -> list[Line2D]:
-    """Legend entries: a marker for every label."""
+def marker_handles(labels: list[str], look: Look, colours: dict[str, str] | None = None) -> list[Line2D]:
+    """Legend entries: a marker for every label, in its own colour or another."""
+    colours = colours or look.colour
     return [
-        Line2D([], [], linestyle="none", marker=look.marker[label], color=look.colour[label], label=label)
+        Line2D([], [], linestyle="none", marker=look.marker[label], color=colours[label], label=label)
         for label in labels
     ]
 
