@@ -1,7 +1,7 @@
-"""Policies on the way: as they are after those shares of a training's steps that `training.keep` names.
+"""Policies as they are written: at the end, and on the way, after the shares of the steps that `training.keep` names.
 
-Each is written to RUN/kept/SHARE once its step is done, whole or not at all: a model folder like RUN/model, or where
-adapters are trained these alone, which `load_policy` merges into the model that they belong to.
+The last is RUN/model. Each of the others is written to RUN/kept/SHARE once its step is done, whole or not at all. They
+are model folders, or where adapters are trained these alone: `load_model` adds them to the model that they belong to.
 Nothing of the optimizer is kept. A killed training goes on from a checkpoint, and what was kept before it is there: the
 checkpoint of a step is written after the step's policy.
 """
@@ -14,15 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from mallowspo.errors import InputError
 from mallowspo.files import read_json, whole_directory, write_json
+from mallowspo.model_files import ADAPTERS, BASE, base_of_adapters
 from mallowspo.models import load_model, load_tokenizer
-
-#: PEFT's settings beside adapters, and their key for the model that the adapters belong to.
-ADAPTERS, BASE = "adapter_config.json", "base_model_name_or_path"
 
 
 def steps_kept(shares: Sequence[float], steps: int) -> dict[int, float]:
@@ -65,31 +62,33 @@ class KeepWeights(TrainerCallback):
         if policy is None:
             return
         with whole_directory(self.folder / f"{share:g}") as temporary:
-            policy.save_pretrained(temporary)
-            load_tokenizer(self.model_folder).save_pretrained(temporary)
-            if (temporary / ADAPTERS).exists():
-                # As seen from there, so that results can be moved and read from anywhere.
-                base = os.path.relpath(self.model_folder.resolve(), temporary.resolve())
-                write_json(temporary / ADAPTERS, read_json(temporary / ADAPTERS) | {BASE: base})
+            save_policy(policy, temporary, self.model_folder)
 
 
-def load_policy(folder: Path, device: str = "cpu", weights: torch.dtype = torch.float32) -> Any:
-    """As `mallowspo.models.load_model`, and adapters merged in float32, as at the end of a training."""
-    if not (folder / ADAPTERS).exists():
-        return load_model(folder, device, weights)
-    from peft import PeftModel
+def save_policy(policy: Any, folder: Path, model_folder: Path) -> None:
+    """Write a trained policy: a model folder, or its adapters and where the model that they belong to lies.
 
-    base = load_model((folder / read_json(folder / ADAPTERS)[BASE]).resolve(), device)
-    return PeftModel.from_pretrained(base, str(folder)).merge_and_unload().to(weights).eval()
+    Args:
+        folder: an empty one beside the place where it will lie.
+        model_folder: of the initial policy.
+    """
+    policy.save_pretrained(folder)
+    load_tokenizer(model_folder).save_pretrained(folder)
+    if (folder / ADAPTERS).exists():
+        # As seen from there, so that results can be moved and read from anywhere.
+        base = os.path.relpath(model_folder.resolve(), folder.resolve())
+        write_json(folder / ADAPTERS, read_json(folder / ADAPTERS) | {BASE: base})
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors makes files private; what a stage writes is for all who may read the folder
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """For programs that read no adapters: the policy's folder, or a temporary one with its adapters merged."""
-    if not (folder / ADAPTERS).exists():
+    if base_of_adapters(folder) is None:
         yield folder
         return
     with tempfile.TemporaryDirectory() as temporary:
-        load_policy(folder).save_pretrained(temporary)
+        load_model(folder).save_pretrained(temporary)
         load_tokenizer(folder).save_pretrained(temporary)
         yield Path(temporary)

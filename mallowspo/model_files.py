@@ -12,7 +12,10 @@ from mallowspo.errors import InputError
 from mallowspo.files import read_json, sha256_file
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-ADAPTER, INDEX = "adapter_config.json", "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
+#: PEFT's settings beside adapters, and their key for the model that these belong to.
+ADAPTERS, BASE = "adapter_config.json", "base_model_name_or_path"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 #: sha256 of the Python files that may run in this process.
 _trusted: set[str] = set()
@@ -22,7 +25,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The weights of a model's folder, by name.
 
     Raises:
-        InputError: there are none that may be read, the index names others, or they are an adapter's.
+        InputError: there are none that may be read, or the index names others.
     """
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
@@ -31,12 +34,32 @@ def weight_files(folder: Path) -> list[Path]:
     others = sorted(listed - {file.name for file in weights})
     if others:
         raise InputError(f"{folder / INDEX}: names {others[0]!r}, no *.safetensors file of its folder; fetch it again")
-    if (folder / ADAPTER).exists():
-        raise InputError(
-            f"{folder}: {ADAPTER} says that it is an adapter of another model; merge the two (peft's merge_and_unload) "
-            "and save that"
-        )
     return weights
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder says what it holds as a model's does, whole or adapters."""
+    return (folder / "config.json").exists() or (folder / ADAPTERS).exists()
+
+
+def base_of_adapters(folder: Path) -> Path | None:
+    """The folder of the model that a folder's adapters belong to; None where it holds a whole model.
+
+    Raises:
+        InputError: that model is no folder that is there, or the adapters are pickled.
+    """
+    if not (folder / ADAPTERS).exists():
+        return None
+    if not (folder / ADAPTER_WEIGHTS).exists():
+        refuse_other_weights((file.name for file in folder.glob("*")), str(folder))
+    named = str(read_json(folder / ADAPTERS).get(BASE))
+    base = (folder / named).resolve()
+    if not (base / "config.json").exists():
+        raise InputError(
+            f"{folder}: adapters of another model, {named}, which is no folder of this machine; merge the two (peft's "
+            "merge_and_unload) and save that"
+        )
+    return base
 
 
 def refuse_other_weights(names: Iterable[str], where: str) -> None:

@@ -23,6 +23,7 @@ from mallowspo.errors import InputError
 from mallowspo.files import sha256_file, whole_directory, write_json
 from mallowspo.hub import commit_of
 from mallowspo.model_files import (
+    base_of_adapters,
     code_files,
     may_run_code,
     refuse_other_weights,
@@ -63,6 +64,8 @@ def load_model(
 ) -> Any:
     """The causal language model of a local folder, in evaluation mode (dropout off).
 
+    Adapters, as a training leaves them, are added in float32 to the model that they belong to.
+
     Args:
         weights: dtype of the weights. float32 for scoring and training (autocast does the bfloat16 products);
             bfloat16 only for sampling.
@@ -73,21 +76,8 @@ def load_model(
         InputError: no causal model with weights that may be read lies there, or a weight is not a finite number.
     """
     folder = Path(folder)
-    load_config(folder)
-    weight_files(folder)
-    held = {"quantization_config": quantized.as_loaded(four_bits), "device_map": {"": device}} if four_bits else {}
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=weights,
-            local_files_only=True,
-            use_safetensors=True,
-            attn_implementation="sdpa",
-            trust_remote_code=may_run_code(folder),
-            **held,
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: no model can be loaded ({why_not_loaded(folder, error)})") from None
+    base = base_of_adapters(folder)
+    model: Any = _with_adapters(folder, base).to(weights) if base else _read(folder, device, weights, four_bits)
     broken = [name for name, values in model.named_parameters() if not bool(values.sum(dtype=torch.float32).isfinite())]
     if broken:
         raise InputError(
@@ -98,6 +88,33 @@ def load_model(
         quantized.keep_differentiable(model)
         return model.eval()
     return model.to(device).eval()
+
+
+def _with_adapters(folder: Path, base: Path) -> Any:
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(load_model(base), str(folder)).merge_and_unload()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{folder}: its adapters do not fit {base} ({why_not_loaded(folder, error)})") from None
+
+
+def _read(folder: Path, device: str, weights: torch.dtype, four_bits: str | None) -> Any:
+    load_config(folder)
+    weight_files(folder)
+    held = {"quantization_config": quantized.as_loaded(four_bits), "device_map": {"": device}} if four_bits else {}
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=weights,
+            local_files_only=True,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            trust_remote_code=may_run_code(folder),
+            **held,
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: no model can be loaded ({why_not_loaded(folder, error)})") from None
 
 
 def load_config(folder: Path) -> Any:
@@ -183,6 +200,10 @@ def _from_hub(place: str, folder: Path, trusted: bool) -> str:
 
 
 def _from_folder(place: Path, folder: Path, trusted: bool) -> None:
+    if base_of_adapters(place):
+        load_model(place).save_pretrained(folder)
+        load_tokenizer(place).save_pretrained(folder)
+        return
     if not (place / "config.json").exists():
         raise InputError(f"model.source 'path:{place}': no config.json there; give a folder in the Hugging Face layout")
     weight_files(place)

@@ -27,17 +27,17 @@ from mallowspo.checkpoints import last_checkpoint
 from mallowspo.errors import InputError
 from mallowspo.examples import Examples, load_examples
 from mallowspo.files import read_json, whole_directory, write_json, write_jsonl, write_text
-from mallowspo.kept import KeepWeights, steps_kept
+from mallowspo.kept import KeepWeights, save_policy, steps_kept
 from mallowspo.layout import Layout
 from mallowspo.memory import MemoryPlan
 from mallowspo.metrics import MetricsFile, StepMetrics
-from mallowspo.models import load_tokenizer, resolve_device, resolve_precision
+from mallowspo.models import resolve_device, resolve_precision
 from mallowspo.pair_betas import OBJECTIVE
 from mallowspo.processes import Processes
 from mallowspo.provenance import environment
 from mallowspo.quantized import count
 from mallowspo.scoring import Scorer
-from mallowspo.sharding import ShardedTrainer, bytes_held, trained_weights
+from mallowspo.sharding import ShardedTrainer, bytes_held
 from mallowspo.tracking import track_live
 from mallowspo.trainer import ObjectiveState, PreferenceTrainer
 from mallowspo.training_job import Job
@@ -144,12 +144,7 @@ def _run(job: Job, memory_mb: int, live_store: str | None) -> None:
 def _write(job: Job, trainer: PreferenceTrainer, policy: Any, facts: dict[str, Any]) -> None:
     """Write RUN's files, in the first process, and remove what the training under way left."""
     with whole_directory(job.folder / "model") as temporary:
-        if job.view.model.quantized:  # merged in float32: four bits would not hold the sum
-            trained, policy = trained_weights(policy), job.initial_policy("cpu")
-            policy.load_state_dict(trained, strict=False)
-        final = policy.merge_and_unload() if job.settings.lora else policy
-        final.save_pretrained(temporary)
-        load_tokenizer(job.model_folder).save_pretrained(temporary)
+        save_policy(policy, temporary, job.model_folder)
         if trainer.objective.adaptation is not None:
             save_file(trainer.objective.state_dict(), temporary / OBJECTIVE)
     rows = trainer.metrics_file.rows()

@@ -6,11 +6,11 @@ import time
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from mallowspo import training
 from mallowspo.files import read_jsonl
 from mallowspo.metrics import TIMING, MetricsFile
+from mallowspo.models import load_model
 from tests.made_up_run import prepare, training_command
 
 #: Between one process and two, where gradients are added up in another order: of a metric (relative above 1) at each of
@@ -54,7 +54,7 @@ def assert_same_training(run, expected):
         for name in other.keys() - {*TIMING, *(["accuracy"] if row["step"] == 1 else [])}:
             assert row[name] == pytest.approx(other[name], rel=TOLERANCE, abs=TOLERANCE), (row["step"], name)
         assert [row[name] for name in ("pairs", "tokens")] == [other[name] for name in ("pairs", "tokens")]
-    weights, expected_weights = (load_file(folder / "model" / "model.safetensors") for folder in (run, expected))
+    weights, expected_weights = (load_model(folder / "model").state_dict() for folder in (run, expected))
     for name, values in expected_weights.items():
         assert torch.allclose(weights[name], values, rtol=0, atol=TOLERANCE), name
 

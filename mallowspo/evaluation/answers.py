@@ -19,9 +19,8 @@ from tqdm import tqdm
 from mallowspo import generation, vllm_generation
 from mallowspo.files import content_digest, digest, read_jsonl, read_parquet, write_jsonl
 from mallowspo.generation import Answer
-from mallowspo.kept import load_policy
 from mallowspo.layout import Layout
-from mallowspo.models import load_tokenizer, resolve_device, resolve_precision
+from mallowspo.models import load_model, load_tokenizer, resolve_device, resolve_precision
 from mallowspo.pairs.tokens import tokenize_prompt
 from mallowspo.provenance import code_digest
 from mallowspo.shard import Shard
@@ -113,7 +112,7 @@ def _parts(prompts: list[Prompt], answers: int, folder: Path) -> list[Part]:
 def _sampler(view: Any, model_folder: Path, device: str, precision: str) -> Callable[..., list[Answer]]:
     if view.generation.engine == "vllm":
         return partial(vllm_generation.sample_answers, vllm_generation.open_policy(model_folder, device, precision))
-    return partial(generation.sample_answers, load_policy(model_folder, device, getattr(torch, precision)))
+    return partial(generation.sample_answers, load_model(model_folder, device, getattr(torch, precision)))
 
 
 def _row(prompt: Prompt, answer: Answer, method: str) -> dict[str, Any]:

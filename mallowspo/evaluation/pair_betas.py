@@ -17,9 +17,8 @@ from tqdm import tqdm
 
 from mallowspo.errors import InputError
 from mallowspo.files import read_parquet, write_parquet
-from mallowspo.kept import load_policy
 from mallowspo.layout import Layout
-from mallowspo.models import resolve_device, resolve_precision
+from mallowspo.models import load_model, resolve_device, resolve_precision
 from mallowspo.objectives import Objective, PairScores
 from mallowspo.pair_betas import OBJECTIVE, has_pair_beta, learns_from_the_prompt
 from mallowspo.pairs.prepared import open_tokens
@@ -58,7 +57,7 @@ def run(
         raise InputError(f"{state}: no such file; train {method}, seed {seed} again")
     device = resolve_device(device)
     precision = resolve_precision(view.model.precision, device)
-    scorer = Scorer(load_policy(policy_folder, device), precision)
+    scorer = Scorer(load_model(policy_folder, device), precision)
     objective = Objective(
         settings.method, settings.beta, settings.options, hidden_size=scorer.hidden_size, seed=seed
     ).to(scorer.device)

@@ -11,9 +11,8 @@ from mallowspo.evaluation.answer_scores import AnswerScores
 from mallowspo.evaluation.kl import kl_columns
 from mallowspo.evaluation.pair_scores import PairScores
 from mallowspo.evaluation.score_parts import missing_of
-from mallowspo.kept import load_policy
 from mallowspo.layout import REFERENCE, Layout
-from mallowspo.models import resolve_device, resolve_precision
+from mallowspo.models import load_model, resolve_device, resolve_precision
 from mallowspo.policies import Policy
 from mallowspo.scoring import Scorer
 from mallowspo.shard import Shard
@@ -83,4 +82,4 @@ def _arithmetic(view: Any, device: str) -> tuple[str, str]:
 
 def _open(folder: Path, arithmetic: tuple[str, str]) -> Scorer:
     precision, device = arithmetic
-    return Scorer(load_policy(folder, device), precision)
+    return Scorer(load_model(folder, device), precision)

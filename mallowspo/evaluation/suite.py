@@ -26,6 +26,7 @@ from mallowspo.judges.labels import judge_labels
 from mallowspo.judges.open import open_judge
 from mallowspo.judges.settings import JudgeSettings
 from mallowspo.layout import REFERENCE
+from mallowspo.model_files import is_model_folder
 from mallowspo.provenance import code_digest
 from mallowspo.report.words import ABSENT, count, number
 from mallowspo.sections import nearest
@@ -144,7 +145,7 @@ def _check(request: Request) -> None:
         if getattr(request, name) and not set(parts) & set(request.suite):
             raise InputError(f"--{name.replace('_', '-')}: only --suite {' or '.join(parts)} reads it; leave it out")
     for folder in (request.model, request.reference):
-        if folder is not None and not (folder / "config.json").exists():
+        if folder is not None and not is_model_folder(folder):
             raise InputError(f"{folder}: no config.json there; give a model's folder in the Hugging Face layout")
 
 

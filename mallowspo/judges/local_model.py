@@ -6,7 +6,7 @@ from typing import Any
 from mallowspo.errors import InputError
 from mallowspo.files import read_json, sha256_file
 from mallowspo.hub import commit_of
-from mallowspo.model_files import weight_files
+from mallowspo.model_files import base_of_adapters, is_model_folder, weight_files
 
 _FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
@@ -19,7 +19,7 @@ def model_folder(source: str) -> Path:
     """
     kind, _, place = source.partition(":")
     folder = Path(place) if kind == "path" else _from_hub(place)
-    if not (folder / "config.json").exists():
+    if not is_model_folder(folder):
         raise InputError(f"judge's model '{source}': no config.json with *.safetensors in {folder}")
     weight_files(folder)
     return folder
@@ -30,7 +30,9 @@ def model_content(folder: Path) -> dict[str, Any]:
     record = folder / "source.json"
     known: dict[str, str] = read_json(record).get("files", {}) if record.exists() else {}
     files = sorted({path for pattern in _FILES for path in folder.glob(pattern)} - {record})
-    return {path.name: known.get(path.name) or sha256_file(path) for path in files}
+    content = {path.name: known.get(path.name) or sha256_file(path) for path in files}
+    base = base_of_adapters(folder)
+    return content | ({"base": model_content(base)} if base else {})
 
 
 def _from_hub(place: str) -> Path:

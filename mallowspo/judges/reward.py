@@ -94,7 +94,7 @@ def judge_answers(
     return values
 
 
-def reward_content(name: str) -> dict[str, str]:
+def reward_content(name: str) -> dict[str, Any]:
     """What a reward depends on besides its name: digests of its files. No model is loaded; one of the hub has its
     revision in its name."""
     folder = model_of(name)

@@ -275,9 +275,8 @@ def _generate(case: Case) -> Stage:
     seconds, work = _sampling(case, pairs.lengths[:, 0], pairs.each / shards, sampling, threads)
     jobs = (case.runs + 1 + len(case.experiment.variants())) * shards
     stage = _sampler(case, "generate", jobs, threads, pairs, sampling, seconds, work)
-    settings = case.experiment.training
-    merged = 4 * case.shape.parameters + PROCESS  # adapters kept along the training are merged in float32
-    return replace(stage, memory=max(stage.memory, merged)) if settings.keep and settings.lora else stage
+    merged = 4 * case.shape.parameters + PROCESS  # adapters are merged in float32
+    return replace(stage, memory=max(stage.memory, merged)) if case.experiment.training.lora else stage
 
 
 def _score(case: Case) -> list[Stage]:

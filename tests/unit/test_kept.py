@@ -8,14 +8,14 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from mallowspo import training
 from mallowspo.errors import InputError
 from mallowspo.experiments import load_experiment
 from mallowspo.files import read_json, read_parquet
-from mallowspo.kept import ADAPTERS, load_policy, steps_kept, whole_folder
-from mallowspo.models import load_model, load_tokenizer
+from mallowspo.kept import steps_kept, whole_folder
+from mallowspo.model_files import ADAPTERS
+from mallowspo.models import fetch, load_model, load_tokenizer
 from tests.made_up_run import experiment_file, prepare, training_command
 
 LORA = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
@@ -50,9 +50,9 @@ def test_half_of_a_training_is_a_training_of_half_the_steps(tmp_path, lora):
     half = train(made_up(tmp_path / "half", epochs=2, max_steps=2, lora=lora, **STEADY))
     assert {folder.name for folder in (whole / "kept").iterdir()} == {"0.25", "0.5"}
     kept = whole / "kept" / "0.5"
-    assert same(load_policy(kept), load_model(half / "model"))
-    assert not same(load_policy(kept), load_policy(whole / "kept" / "0.25"))
-    assert not same(load_policy(kept), load_model(whole / "model"))
+    assert same(load_model(kept), load_model(half / "model"))
+    assert not same(load_model(kept), load_model(whole / "kept" / "0.25"))
+    assert not same(load_model(kept), load_model(whole / "model"))
     assert load_tokenizer(kept).eos_token == "<eos>"
     assert not list(kept.glob("*.bin")) and not list(kept.glob("*optimizer*"))
     assert (kept / ADAPTERS).exists() == (lora is not None)
@@ -60,20 +60,25 @@ def test_half_of_a_training_is_a_training_of_half_the_steps(tmp_path, lora):
 
 
 def test_adapters_alone_are_kept_and_merged_for_whoever_reads_them(tmp_path, monkeypatch):
-    run = train(made_up(tmp_path / "run", keep=[0.5], lora=LORA))
+    prepared = made_up(tmp_path / "run", keep=[0.5], lora=LORA)
+    run, model_folder = train(prepared), prepared[2]
     kept = run / "kept" / "0.5"
     size = sum(file.stat().st_size for file in kept.glob("*.safetensors"))
-    assert 0 < size < 0.2 * (run / "model" / "model.safetensors").stat().st_size
-    expected = load_policy(kept)
+    assert 0 < size < 0.2 * (model_folder / "model.safetensors").stat().st_size
+    expected = load_model(kept)
     with whole_folder(kept) as folder:
         assert same(load_model(folder), expected) and load_tokenizer(folder).eos_token == "<eos>"
-    with whole_folder(run / "model") as folder:
-        assert folder == run / "model"
-    assert load_policy(kept, weights=torch.bfloat16).dtype == torch.bfloat16
+    with whole_folder(model_folder) as folder:
+        assert folder == model_folder
+    # The last policy lies there in the same way, and another experiment may begin from it.
+    assert not (run / "model" / "model.safetensors").exists()
+    fetch(f"path:{run / 'model'}", None, tmp_path / "next")
+    assert same(load_model(tmp_path / "next"), load_model(run / "model"))
+    assert load_model(kept, weights=torch.bfloat16).dtype == torch.bfloat16
     # Results that were moved, read from elsewhere.
     (tmp_path / "run").rename(tmp_path / "moved")
     monkeypatch.chdir("/")
-    assert same(load_policy(tmp_path / "moved" / kept.relative_to(tmp_path / "run")), expected)
+    assert same(load_model(tmp_path / "moved" / kept.relative_to(tmp_path / "run")), expected)
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
@@ -82,8 +87,7 @@ def test_keeping_changes_no_bit_of_the_training(tmp_path, lora):
     plain = train(made_up(tmp_path / "plain", **settings))
     keeping = train(made_up(tmp_path / "keeping", keep=[0.2, 0.4, 0.8], **settings))
     assert len(list((keeping / "kept").iterdir())) == 3
-    left, right = (load_file(run / "model" / "model.safetensors") for run in (plain, keeping))
-    assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in right)
+    assert same(load_model(plain / "model"), load_model(keeping / "model"))
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
@@ -107,7 +111,7 @@ def test_killed_and_resumed_keeps_what_an_uninterrupted_training_keeps(tmp_path,
     assert read_json(run / "summary.json")["resumed_from_step"][0] >= 21
     assert {folder.name for folder in (run / "kept").iterdir()} == {"0.1", "0.25", "0.9"}
     for share in ("0.1", "0.25", "0.9"):
-        assert same(load_policy(run / "kept" / share), load_policy(expected / "kept" / share)), share
+        assert same(load_model(run / "kept" / share), load_model(expected / "kept" / share)), share
 
 
 def test_other_settings_leave_nothing_of_an_earlier_training(tmp_path):
@@ -124,7 +128,7 @@ def test_of_two_processes_the_first_keeps(tmp_path):
     subprocess.run(training_command(tmp_path / "two", "trained", 2), check=True, capture_output=True)
     kept = tmp_path / "two" / expected.relative_to(tmp_path / "one") / "kept"
     assert [folder.name for folder in kept.iterdir()] == ["0.5"]
-    found, wanted = load_policy(kept / "0.5").state_dict(), load_policy(expected / "kept" / "0.5").state_dict()
+    found, wanted = load_model(kept / "0.5").state_dict(), load_model(expected / "kept" / "0.5").state_dict()
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=2e-5)
 
@@ -160,9 +164,7 @@ def test_a_policy_along_the_training_answers_by_its_name(tmp_path):
     scores = prepared[1].scores("trained@training=0.5", 1)
     kl = read_parquet(scores / "score.parquet").query("metric == 'kl'")["value"]
     assert len(kl) and kl.abs().max() > 1e-6, "not the reference"
-    assert [file.name for file in scores.iterdir()] == ["score.parquet"], (
-        "held-out pairs are the trained policy's alone"
-    )
+    assert not (scores / "pairs.parquet").exists(), "held-out pairs are the trained policy's alone"
     refused = run("generate", "trained@training=0.3")
     assert refused.returncode == 2 and "trained@training=0.5" in refused.stderr.splitlines()[-1]
     assert run("generate", "reference@training=0.5").returncode == 2

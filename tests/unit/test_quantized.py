@@ -15,7 +15,6 @@ from mallowspo import models, training
 from mallowspo.errors import InputError
 from mallowspo.experiments import load_experiment
 from mallowspo.files import read_json
-from mallowspo.kept import load_policy
 from mallowspo.metrics import MetricsFile
 from mallowspo.models import load_model
 from mallowspo.quantized import BLOCK
@@ -104,7 +103,7 @@ def test_a_training_starts_at_the_reference_and_is_merged_in_float32(prepared):
     moved = [name for name, weight in merged.state_dict().items() if not torch.equal(weight, before[name])]
     assert moved and all("proj" in name for name in moved)
     # What was kept half-way is the adapters alone, for the same rounded weights.
-    assert load_policy(folder / "kept" / "0.5").state_dict().keys() == merged.state_dict().keys()
+    assert load_model(folder / "kept" / "0.5").state_dict().keys() == merged.state_dict().keys()
 
 
 @needs_bitsandbytes
@@ -122,9 +121,9 @@ def test_a_training_goes_on_from_its_checkpoint_with_the_same_bits(prepared, mon
     monkeypatch.undo()
     resumed = train(prepared, "dpo")
     assert read_json(resumed / "summary.json")["resumed_from_step"] == [4]
-    weights = (resumed / "model/model.safetensors").read_bytes()
+    weights = (resumed / "model/adapter_model.safetensors").read_bytes()
     shutil.rmtree(resumed)
-    assert (train(prepared, "dpo") / "model/model.safetensors").read_bytes() == weights
+    assert (train(prepared, "dpo") / "model/adapter_model.safetensors").read_bytes() == weights
 
 
 @needs_bitsandbytes

@@ -69,9 +69,17 @@ def test_an_index_that_points_elsewhere_is_refused(mine, tmp_path, shard):
         models.load_model(mine)
 
 
-def test_an_adapter_is_no_model(mine):
+def test_adapters_of_a_model_that_is_not_here_are_refused(mine):
     write_json(mine / "adapter_config.json", {"base_model_name_or_path": "somebody/else", "peft_type": "LORA"})
-    with pytest.raises(InputError, match="an adapter of another model; merge"):
+    (mine / "model.safetensors").rename(mine / "adapter_model.safetensors")
+    with pytest.raises(InputError, match="adapters of another model, somebody/else, which is no folder"):
+        models.load_model(mine)
+
+
+def test_pickled_adapters_are_not_read(mine):
+    write_json(mine / "adapter_config.json", {"base_model_name_or_path": ".", "peft_type": "LORA"})
+    (mine / "model.safetensors").rename(mine / "adapter_model.bin")
+    with pytest.raises(InputError, match=r"only pickled ones \(adapter_model.bin\), which run code"):
         models.load_model(mine)
 
 

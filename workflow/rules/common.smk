@@ -81,11 +81,15 @@ def starting_policy(wildcards):
 
 
 def policy_folder(wildcards):
-    """Of a policy along a training the trained one's: the same job writes both."""
+    """Of a policy along a training the trained one's: the same job writes both. And the initial policy's, to which its
+    adapters belong."""
     label = Policy.parse(wildcards.method).label
-    if label == REFERENCE:
-        return model_folder(wildcards)
-    return layout(wildcards.experiment).run(label, wildcards.seed) / "model"
+    initial = model_folder(wildcards)
+    return (
+        [initial]
+        if label == REFERENCE
+        else [layout(wildcards.experiment).run(label, wildcards.seed) / "model", initial]
+    )
 
 
 def policies(name):
