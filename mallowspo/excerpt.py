@@ -18,6 +18,8 @@ from mallowspo.settings import Experiment
 from mallowspo.studies.settings import Study
 
 PAPER = "paper"
+#: Tables that README.md shows beside the main ones, where an experiment is made for them.
+DESIGNED_TABLES = ("equal_kl", "factorial", "signals", "selection")
 #: Tables of the page of the paper that README.md shows.
 PAPER_TABLES = ("claims", "tests", "differs")
 #: A larger table is no excerpt.
@@ -94,6 +96,8 @@ def _of_comparison(settings: Experiment, layout: Layout) -> tuple[str, list[str]
         columns = view.shown[["Metric", "Method", "Difference", "Holm p", "Detectable", "n", "Seeds"]]
         differences = columns.rename(columns={"Difference": f"Minus {baseline}"})
         shown.append(markdown(Table(view.name, view.numbers, differences, view.text_columns)))
+    designed = [layout.tables / f"{name}.md" for name in DESIGNED_TABLES]
+    shown += [file.read_text(encoding="utf-8") for file in designed if file.exists()]
     return summary.headline(results), summary.cautions(results), shown
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from mallowspo import products
 from mallowspo.errors import InputError
 from mallowspo.judges.local_model import model_content, model_folder
 from mallowspo.judges.names import CLASSIFIER
@@ -91,6 +92,7 @@ class Classifier:
             )
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model: Any = model.to(self.device).eval()
+        products.use(self.model)
         self.by_length = hasattr(model, "score") and model.config.get_text_config().pad_token_id is None
         self.number, self.column = number, self._column(label)
         self.content = {"files": model_content(folder), "number": number, "column": self.column}
