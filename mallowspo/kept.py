@@ -76,8 +76,11 @@ def save_policy(policy: Any, folder: Path, model_folder: Path) -> None:
     load_tokenizer(model_folder).save_pretrained(folder)
     if (folder / ADAPTERS).exists():
         # As seen from there, so that results can be moved and read from anywhere.
-        base = os.path.relpath(model_folder.resolve(), folder.resolve())
-        write_json(folder / ADAPTERS, read_json(folder / ADAPTERS) | {BASE: base})
+        settings = read_json(folder / ADAPTERS)
+        settings[BASE] = os.path.relpath(model_folder.resolve(), folder.resolve())
+        if isinstance(settings["target_modules"], list):  # a set's order is another in every process
+            settings["target_modules"].sort()
+        write_json(folder / ADAPTERS, settings)
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors makes files private; what a stage writes is for all who may read the folder
 
