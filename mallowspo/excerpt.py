@@ -14,15 +14,15 @@ from mallowspo.errors import InputError
 from mallowspo.experiments import load_experiment
 from mallowspo.files import read_json, whole_directory, write_bytes, write_text
 from mallowspo.layout import Layout
+from mallowspo.paper import FOLDER as PAPER
 from mallowspo.settings import Experiment
 from mallowspo.studies.settings import Study
 
-PAPER = "paper"
 #: Tables that README.md shows beside the main ones, where an experiment is made for them.
 DESIGNED_TABLES = ("equal_kl", "factorial", "signals", "selection")
 #: Tables of the page of the paper that README.md shows.
 PAPER_TABLES = ("claims", "tests", "differs")
-#: A larger table is no excerpt.
+#: A larger table is no excerpt; README.md names it.
 MOST_BYTES = 200_000
 #: Of environment.json.
 VERSIONS = ("torch", "transformers", "alpaca_eval", "lm_eval", "mlflow", "snakemake")
@@ -47,24 +47,31 @@ def run(layout: Layout, target: Path, figures: list[str]) -> Path:
         figures: names, or patterns of them; one that fits nothing in this experiment chooses nothing here.
 
     Raises:
-        InputError: the experiment is not finished.
+        InputError: the experiment is not finished, or the page of the paper is not made.
     """
     chosen = [f for f in sorted(layout.figures.glob("*.svg")) if any(fnmatch(f.stem, name) for name in figures)]
-    if layout.experiment == PAPER:
-        tables = [(layout.tables / f"{name}.md").read_text(encoding="utf-8") for name in PAPER_TABLES]
-        page = _page("The paper, claim by claim", [], tables, chosen, _command(layout, "paper"))
-    else:
-        page = _page_of_experiment(layout, chosen)
+    page = _page_of_paper(layout, chosen) if layout.experiment == PAPER else _page_of_experiment(layout, chosen)
+    tables = sorted(layout.tables.glob("*.csv"))
+    larger = [table.name for table in tables if table.stat().st_size > MOST_BYTES]
+    page += f"Left out, larger than {MOST_BYTES // 1000} kB: {', '.join(larger)}.\n" if larger else ""
     with whole_directory(target) as folder:
         for figure in chosen:
             write_bytes(folder / "figures" / figure.name, figure.read_bytes())
-        for table in sorted(layout.tables.glob("*.csv")):
-            if table.stat().st_size <= MOST_BYTES:
+        for table in tables:
+            if table.name not in larger:
                 write_bytes(folder / "tables" / table.name, table.read_bytes())
         if layout.settings.exists():
             write_bytes(folder / "settings.yaml", layout.settings.read_bytes())
         write_text(folder / "README.md", page)
     return target
+
+
+def _page_of_paper(layout: Layout, figures: list[Path]) -> str:
+    files = [layout.tables / f"{name}.md" for name in PAPER_TABLES]
+    if not all(file.exists() for file in files):
+        raise InputError(f"{layout.root}: no page of the paper's claims; run mallowspo paper")
+    tables = [file.read_text(encoding="utf-8") for file in files]
+    return _page("The paper, claim by claim", [], tables, figures, [_commands(layout, "paper")])
 
 
 def _page_of_experiment(layout: Layout, figures: list[Path]) -> str:
@@ -80,8 +87,8 @@ def _page_of_experiment(layout: Layout, figures: list[Path]) -> str:
         method, seed = settings.runs()[0]
         environment = read_json(layout.run(method, seed) / "environment.json")
     words = [settings.question, f"**{headline}**", "\n".join(f"- {sentence}" for sentence in sentences)]
-    command = _command(layout, f"--config experiments={layout.experiment}")
-    return _page(settings.title, words, tables, figures, [*command, *_made(settings, layout, environment)])
+    commands = _commands(layout, f"--config experiments={layout.experiment}")
+    return _page(settings.title, words, tables, figures, [commands, _made(settings, layout, environment)])
 
 
 def _of_comparison(settings: Experiment, layout: Layout) -> tuple[str, list[str], list[str]]:
@@ -106,14 +113,14 @@ def _page(title: str, words: list[str], tables: list[str], figures: list[Path], 
 
     parts = [f"# {markdown_text(title)}", *words, *(table.rstrip() for table in tables)]
     parts += [f"![{figure.stem.replace('_', ' ')}](figures/{figure.name})" for figure in figures]
-    return "\n\n".join([*parts, "## What made it", *made, "[tables](tables) holds every number."]) + "\n"
+    return "\n\n".join([*parts, "## What made it", *made, "The numbers are in [tables](tables)."]) + "\n"
 
 
-def _command(layout: Layout, target: str) -> list[str]:
-    return [f"    snakemake --cores all {target}\n    mallowspo excerpt {layout.experiment} --out FOLDER"]
+def _commands(layout: Layout, target: str) -> str:
+    return f"    snakemake --cores all {target}\n    mallowspo excerpt {layout.experiment} --out FOLDER"
 
 
-def _made(settings: Experiment | Study, layout: Layout, environment: dict[str, Any]) -> list[str]:
+def _made(settings: Experiment | Study, layout: Layout, environment: dict[str, Any]) -> str:
     import pandas as pd
 
     jobs = [pd.read_csv(file, sep="\t")["s"].sum() for file in layout.root.glob("benchmarks/*.tsv")]
@@ -125,4 +132,4 @@ def _made(settings: Experiment | Study, layout: Layout, environment: dict[str, A
         f"{environment['gpu'] or environment['processor']}, {environment['platform'].partition('-')[0]}",
         f"{len(jobs)} jobs of {sum(jobs) / 60:.0f} minutes in all, some side by side",
     ]
-    return ["\n".join(f"- {line}" for line in lines)]
+    return "\n".join(f"- {line}" for line in lines)

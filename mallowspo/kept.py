@@ -17,7 +17,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainingArguments
 
 from mallowspo.errors import InputError
-from mallowspo.files import read_json, whole_directory, write_json
+from mallowspo.files import content_digest, read_json, whole_directory, write_json
 from mallowspo.model_files import ADAPTERS, BASE, base_of_adapters
 from mallowspo.models import load_model, load_tokenizer
 
@@ -83,6 +83,13 @@ def save_policy(policy: Any, folder: Path, model_folder: Path) -> None:
         write_json(folder / ADAPTERS, settings)
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors makes files private; what a stage writes is for all who may read the folder
+
+
+def policy_content(folder: Path) -> dict[str, Any]:
+    """Digests of a policy's files as they are now, by name; of adapters also of the model that they belong to."""
+    files = {file.name: content_digest(file) for file in sorted(folder.glob("*")) if file.is_file()}
+    base = base_of_adapters(folder)
+    return files | ({"base": policy_content(base)} if base else {})
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from mallowspo.pairs.split import SPLITS
 from mallowspo.provenance import code_digest
 from mallowspo.reference import not_finite, score_table
 from mallowspo.scoring import Scorer
-from mallowspo.shard import Shard
+from mallowspo.shard import Shard, missing_of
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +67,8 @@ def run(
     origin = _origin(model_folder, precision, device)
     folders = {split: layout.reference_parts(_key(origin, pairs[split])) for split in splits}
     parts = {split: _parts(pairs[split], folders[split]) for split in splits}
-    share = [part for split in splits for part in parts[split]]
-    share = list(shard.of(share)) if shard else share
-    missing = [part for part in share if not part.is_there]
-    logger.info("%d of %d parts of the reference pass are there already", len(share) - len(missing), len(share))
+    of_both = [part for split in splits for part in parts[split]]
+    share, missing = missing_of(of_both, shard, lambda part: part.is_there, "parts of the reference pass")
     long = _long_pairs(pairs, view.reference.tokens_per_batch)
     if missing:
         scorer = Scorer(load_model(model_folder, device), precision)

@@ -313,9 +313,7 @@ class ComputeSettings(Section):
         description="the processes share the policy and its optimizer out too (FSDP), where each cannot hold them",
     )
     shards: int = Field(
-        default=1,
-        ge=1,
-        description="jobs that share each policy's answers, their scores with those of pairs, and lm-eval tasks",
+        default=1, ge=1, description="jobs that share each policy's answers, its scores, and its lm-eval tasks"
     )
     memory_mb: int | None = Field(
         default=None,

@@ -1,10 +1,13 @@
 """One of several processes that share a stage's work."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from mallowspo.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 Part = TypeVar("Part")
 
@@ -31,3 +34,17 @@ class Shard:
     def of(self, parts: Sequence[Part]) -> Sequence[Part]:
         """The parts that are this process's."""
         return parts[self.number - 1 :: self.count]
+
+
+def missing_of(
+    parts: Sequence[Part], shard: Shard | None, is_there: Callable[[Part], bool], what: str
+) -> tuple[Sequence[Part], list[Part]]:
+    """A shard's parts, or all without one, and those of them that are not there; the log tells how many are.
+
+    Args:
+        what: the parts are, for the log.
+    """
+    share = shard.of(parts) if shard else parts
+    missing = [part for part in share if not is_there(part)]
+    logger.info("%d of %d %s are there already", len(share) - len(missing), len(share), what)
+    return share, missing

@@ -1,6 +1,7 @@
 """Of each answer of a policy: its reward, signs of degeneration, and its log-ratio to the reference."""
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,8 @@ class AnswerScores:
         # Answers to one prompt share its forward.
         self.parts = parts_of(len(self.answers), folder, "answers", together=each)
 
-    def log_probabilities(self, scorer: Scorer, part: Part) -> list[np.ndarray]:
-        """Of each token of each answer of a part whose KL is measured, nats."""
-        rows = self._rows(self._measured(part))
+    def log_probabilities(self, scorer: Scorer, rows: Sequence[Row]) -> list[np.ndarray]:
+        """Of each token of each row's response, nats, in the order given."""
         budget = self.view.reference.tokens_per_batch
         values: dict[int, np.ndarray] = {}
         for batch in tqdm(answer_batches(rows, budget), desc="scoring answers", mininterval=2):
@@ -92,8 +92,10 @@ class AnswerScores:
         measured: pd.DataFrame = answers[answers["answer_index"] < self.view.evaluation.kl_answers]
         return measured
 
-    def _rows(self, answers: pd.DataFrame) -> list[Row]:
-        """Token ids as they were sampled: decoding and tokenizing again need not give the same ones."""
+    def rows(self, part: Part) -> list[Row]:
+        """Of the part's answers whose KL is measured, with token ids as they were sampled: decoding and tokenizing
+        again need not give the same ones."""
+        answers = self._measured(part)
         asked = read_parquet(self.prompts).set_index("prompt_id").loc[answers["prompt_id"].unique()]
         prompts = {
             prompt_id: tokenize_prompt(self._tokenizer, row["prompt"], json.loads(row["messages"]), self.view.tokens)[0]

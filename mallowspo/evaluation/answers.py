@@ -6,7 +6,6 @@ behind its last part, and several processes share one (`--shard`). Parts may be 
 """
 
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,15 +16,14 @@ import torch
 from tqdm import tqdm
 
 from mallowspo import generation, vllm_generation
-from mallowspo.files import content_digest, digest, read_jsonl, read_parquet, write_jsonl
+from mallowspo.files import digest, read_jsonl, read_parquet, write_jsonl
 from mallowspo.generation import Answer
+from mallowspo.kept import policy_content
 from mallowspo.layout import Layout
 from mallowspo.models import load_model, load_tokenizer, resolve_device, resolve_precision
 from mallowspo.pairs.tokens import tokenize_prompt
 from mallowspo.provenance import code_digest
-from mallowspo.shard import Shard
-
-logger = logging.getLogger(__name__)
+from mallowspo.shard import Shard, missing_of
 
 ANSWERS_PER_PART = 256
 
@@ -60,9 +58,7 @@ def run(
     prompts = _prompts(view, layout, tokenizer)
     key = _key(view, prompts, model_folder, precision, device)
     parts = _parts(prompts, view.generation.answers, layout.answer_parts(method, seed, key))
-    share = shard.of(parts) if shard else parts
-    missing = [part for part in share if not part.file.exists()]
-    logger.info("%d of %d parts of the answers are there already", len(share) - len(missing), len(share))
+    _, missing = missing_of(parts, shard, lambda part: part.file.exists(), "parts of the answers")
     if missing:
         sample = _sampler(view, model_folder, device, precision)
         for part in tqdm(missing, desc=f"sampling parts of {ANSWERS_PER_PART} answers", mininterval=2):
@@ -93,11 +89,10 @@ def _key(view: Any, prompts: list[Prompt], model_folder: Path, precision: str, d
 
     Not of the batch size: in float32 it changes nothing, in bfloat16 it rounds otherwise, as another processor would.
     """
-    content = {file.name: content_digest(file) for file in sorted(model_folder.glob("*")) if file.is_file()}
     asked = [[prompt.prompt_id, prompt.token_ids] for prompt in prompts]
     settings = view.generation.model_dump(exclude={"batch_size"})
     arithmetic = [precision, device, code_digest("generate")]
-    return digest([content, asked, settings, arithmetic, ANSWERS_PER_PART], 24)
+    return digest([policy_content(model_folder), asked, settings, arithmetic, ANSWERS_PER_PART], 24)
 
 
 def _parts(prompts: list[Prompt], answers: int, folder: Path) -> list[Part]:

@@ -7,7 +7,6 @@ killed stage goes on with the next task, and one more task computes no other aga
 
 import importlib.metadata
 import inspect
-import logging
 import os
 import random
 import re
@@ -27,9 +26,7 @@ from mallowspo.judges.local_model import model_content
 from mallowspo.layout import Layout
 from mallowspo.models import load_model, load_tokenizer, resolve_device, resolve_precision
 from mallowspo.provenance import code_digest
-from mallowspo.shard import Shard
-
-logger = logging.getLogger(__name__)
+from mallowspo.shard import Shard, missing_of
 
 #: Few-shot examples and whatever a task draws are the same for every run: only the model differs.
 SEED = 0
@@ -77,9 +74,7 @@ def run(
     }
     folder = layout.scores(method, seed)
     files = {name: _part_file(folder, name, task, common) for name, task in found.tasks.items()}
-    share = shard.of(list(files)) if shard else list(files)
-    missing = [name for name in share if not files[name].exists()]
-    logger.info("%d of %d tasks are there already", len(share) - len(missing), len(share))
+    _, missing = missing_of(list(files), shard, lambda name: files[name].exists(), "tasks")
     if missing:
         model = _wrap(model_folder, settings, precision, device)
         for name in missing:

@@ -10,12 +10,14 @@ from typing import Any
 from mallowspo.evaluation.answer_scores import AnswerScores
 from mallowspo.evaluation.kl import kl_columns
 from mallowspo.evaluation.pair_scores import PairScores
-from mallowspo.evaluation.score_parts import missing_of
 from mallowspo.layout import REFERENCE, Layout
 from mallowspo.models import load_model, resolve_device, resolve_precision
 from mallowspo.policies import Policy
 from mallowspo.scoring import Scorer
-from mallowspo.shard import Shard
+from mallowspo.shard import Shard, missing_of
+
+#: For the log.
+WHAT = "parts of the scores"
 
 
 def run(
@@ -39,7 +41,8 @@ def run(
     answers = AnswerScores(view, layout, method, seed, [policy_folder, model_folder], arithmetic)
     has_pairs = name.is_compared and name.label != REFERENCE
     pairs = PairScores(view, layout, method, seed, policy_folder, arithmetic) if has_pairs else None
-    missing = missing_of([*answers.parts, *(pairs.parts if pairs else [])], shard)
+    parts = [*answers.parts, *(pairs.parts if pairs else [])]
+    _, missing = missing_of(parts, shard, lambda part: part.is_there, WHAT)
     left = [part for part in answers.parts if part in missing]
     if name.label == REFERENCE:
         for part in left:
@@ -48,12 +51,13 @@ def run(
         policy = _open(policy_folder, arithmetic)
         if pairs:
             pairs.write(policy, missing)
-        of_policy = [answers.log_probabilities(policy, part) for part in left]
+        rows = [answers.rows(part) for part in left]
+        of_policy = [answers.log_probabilities(policy, each) for each in rows]
         del policy  # one model in memory at a time
         if left:
             reference = _open(model_folder, arithmetic)
-            for part, ours in zip(left, of_policy, strict=True):
-                answers.write(part, kl_columns(ours, answers.log_probabilities(reference, part)))
+            for part, each, ours in zip(left, rows, of_policy, strict=True):
+                answers.write(part, kl_columns(ours, answers.log_probabilities(reference, each)))
     if shard:
         return
     answers.assemble()
@@ -67,7 +71,7 @@ def run_pairs(
     """Write pairs.parquet of a further set of pairs alone; `layout` is the set's."""
     arithmetic = _arithmetic(view, device)
     pairs = PairScores(view, layout, method, seed, policy_folder, arithmetic)
-    missing = missing_of(pairs.parts, shard)
+    _, missing = missing_of(pairs.parts, shard, lambda part: part.is_there, WHAT)
     if missing:
         pairs.write(_open(policy_folder, arithmetic), missing)
     if not shard:

@@ -4,16 +4,13 @@ A part's file lies in a folder named by a digest of all that its numbers depend 
 again.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mallowspo.files import content_digest, digest
+from mallowspo.files import digest
+from mallowspo.kept import policy_content
 from mallowspo.provenance import code_digest
-from mallowspo.shard import Shard
-
-logger = logging.getLogger(__name__)
 
 #: Answers, or pairs, of one part.
 SIZE = 256
@@ -26,6 +23,10 @@ class Part:
     start: int
     stop: int
     file: Path
+
+    @property
+    def is_there(self) -> bool:
+        return self.file.exists()
 
     @property
     def places(self) -> slice:
@@ -43,14 +44,6 @@ def parts_of(count: int, folder: Path, what: str, together: int = 1) -> list[Par
     return [Part(at, min(at + size, count), folder / f"{what}-{n:05d}.parquet") for n, at in enumerate(starts)]
 
 
-def missing_of(parts: Sequence[Part], shard: Shard | None) -> set[Part]:
-    """Those that are not there, of all or of a shard."""
-    share = shard.of(parts) if shard else parts
-    missing = {part for part in share if not part.file.exists()}
-    logger.info("%d of %d parts of the scores are there already", len(share) - len(missing), len(share))
-    return missing
-
-
 def key_of(depends: Sequence[object], folders: Sequence[Path], arithmetic: tuple[str, str]) -> str:
     """Digest that names the folder of parts.
 
@@ -59,7 +52,4 @@ def key_of(depends: Sequence[object], folders: Sequence[Path], arithmetic: tuple
         folders: of the models that score it.
         arithmetic: precision and device.
     """
-    models = [
-        {file.name: content_digest(file) for file in sorted(folder.glob("*")) if file.is_file()} for folder in folders
-    ]
-    return digest([list(depends), models, *arithmetic, code_digest("score"), SIZE], 24)
+    return digest([list(depends), list(map(policy_content, folders)), *arithmetic, code_digest("score"), SIZE], 24)

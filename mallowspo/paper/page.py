@@ -7,7 +7,7 @@ from typing import Any
 
 from mallowspo.files import write_text
 from mallowspo.layout import Layout
-from mallowspo.paper import figures, tables
+from mallowspo.paper import FOLDER, figures, tables
 from mallowspo.paper.controls import controls_table
 from mallowspo.paper.differs import PAPER_SCALE, differences
 from mallowspo.paper.evidence import Evidence, gather
@@ -19,7 +19,6 @@ from mallowspo.report.style import Look
 from mallowspo.report.table import write_table
 from mallowspo.report.template import environment
 
-FOLDER = "paper"
 PAGE = "index.html"
 KINDS = {HELD: "held", NOT_HELD: "not-held", CANNOT_TELL: "open", NOT_RUN: "not-run"}
 

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over the DevTools protocol through a pipe: standard library only."""
+"""A headless Chromium, driven over the DevTools protocol through a pipe."""
 
 import base64
 import json
@@ -8,12 +8,22 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 COMMAND = next((found for found in map(shutil.which, NAMES) if found), None)
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars", "--remote-debugging-pipe"),
 )
+
+
+def require_chromium() -> None:
+    """Skip a test where there is no Chromium; fail it where MALLOWSPO_REQUIRE_BROWSER=1 says that there must be one."""
+    if COMMAND is None:
+        if os.environ.get("MALLOWSPO_REQUIRE_BROWSER") == "1":
+            pytest.fail("MALLOWSPO_REQUIRE_BROWSER=1, but no chromium is on PATH; install Debian's package chromium")
+        pytest.skip("no chromium on PATH; install Debian's package chromium to run the browser tests")
 
 
 class Chromium:

@@ -8,7 +8,7 @@ import pytest
 from mallowspo.paper import page as paper_page
 from mallowspo.paper.published import load_published
 from mallowspo.paper.settings import load_paper
-from tests.browser.chromium import COMMAND, Chromium
+from tests.browser.chromium import Chromium, require_chromium
 from tests.browser.test_report_page import BROKEN_REFERENCES, FIGURES, TOO_WIDE
 from tests.made_up_paper import write_paper
 
@@ -22,10 +22,7 @@ IMAGES = """[...document.querySelectorAll('.plot img')].map(image => {
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    if COMMAND is None:
-        if os.environ.get("MALLOWSPO_REQUIRE_BROWSER") == "1":
-            pytest.fail("MALLOWSPO_REQUIRE_BROWSER=1, but no chromium is on PATH; install Debian's package chromium")
-        pytest.skip("no chromium on PATH; install Debian's package chromium to run the browser tests")
+    require_chromium()
     folder = tmp_path_factory.mktemp("paper")
     write_paper(folder, ("sentiment_smollm2", "controls_sentiment_smollm2"), prompts=12)
     with pytest.MonkeyPatch.context() as patch:

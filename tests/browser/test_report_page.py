@@ -1,12 +1,11 @@
 """The report as a reader's browser shows it: no console error, every figure there, no sideways scrolling."""
 
-import os
 import time
 
 import pytest
 
 from mallowspo import compare, report
-from tests.browser.chromium import COMMAND, Chromium
+from tests.browser.chromium import Chromium, require_chromium
 from tests.made_up_results import write
 
 pytestmark = pytest.mark.browser
@@ -49,10 +48,7 @@ def choose(select, text):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    if COMMAND is None:
-        if os.environ.get("MALLOWSPO_REQUIRE_BROWSER") == "1":
-            pytest.fail("MALLOWSPO_REQUIRE_BROWSER=1, but no chromium is on PATH; install Debian's package chromium")
-        pytest.skip("no chromium on PATH; install Debian's package chromium to run the browser tests")
+    require_chromium()
     made = write(tmp_path_factory.mktemp("results"))
     compare.run(made.experiment.stage_view("compare"), made.layout)
     report.run(made.experiment.stage_view("report"), made.layout, made.settings_text)

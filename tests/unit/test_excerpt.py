@@ -53,3 +53,29 @@ def test_an_unfinished_experiment_is_refused(tmp_path):
     error = command("mine", "--out", tmp_path / "out", "--results", tmp_path).exception
     assert isinstance(error, InputError) and "not finished; run snakemake --config experiments=mine" in str(error)
     assert not (tmp_path / "out").exists()
+
+
+def test_of_the_paper_the_tables_and_figures(tmp_path):
+    error = command("paper", "--out", tmp_path / "out", "--results", tmp_path).exception
+    assert isinstance(error, InputError) and "no page of the paper's claims; run mallowspo paper" in str(error)
+    for name in ("claims", "tests", "differs"):
+        write_text(tmp_path / "paper" / "tables" / f"{name}.md", f"| {name} |\n")
+    write_text(tmp_path / "paper" / "tables" / "claims.csv", "claim\n")
+    write_text(tmp_path / "paper" / "figures" / "overview.svg", "<svg/>")
+    assert command("paper", "--out", tmp_path / "out", "--results", tmp_path).exit_code == 0
+    text = (tmp_path / "out" / "paper" / "README.md").read_text()
+    assert text.index("| claims |") < text.index("| tests |") < text.index("| differs |")
+    assert "![overview](figures/overview.svg)" in text and "snakemake --cores all paper\n" in text
+    assert sorted(file.name for file in (tmp_path / "out" / "paper").rglob("*.*")) == [
+        "README.md", "claims.csv", "overview.svg"
+    ]  # fmt: skip
+
+
+def test_a_large_table_is_left_out_and_named(made, tmp_path):
+    large = made.layout.tables / "large.csv"
+    write_text(large, "x" * 200_001)
+    command(made.layout.experiment, "--out", tmp_path, "--results", made.layout.results)
+    large.unlink()
+    assert not (tmp_path / made.layout.experiment / "tables" / "large.csv").exists()
+    text = (tmp_path / made.layout.experiment / "README.md").read_text()
+    assert text.endswith("Left out, larger than 200 kB: large.csv.\n")

@@ -10,6 +10,7 @@ from mallowspo.judges.names import is_a_model, model_of
 from mallowspo.layout import REFERENCE, Layout, shards_made
 from mallowspo.methods import METHODS
 from mallowspo.pair_betas import labels_with_pair_beta
+from mallowspo.paper import FOLDER as PAPER_FOLDER
 from mallowspo.paper.asked import experiments_of_the_page
 from mallowspo.plan.requests import Requests
 from mallowspo.plan.retries import grown
@@ -44,7 +45,7 @@ STORE = ["--store", WORKFLOW.tracking_uri] if WORKFLOW.tracking_uri else []
 PATH = Layout(RESULTS, "{experiment}")
 # What jobs ask for that hold a model: as `mallowspo plan` tells, or as the experiment says.
 REQUESTS = {name: Requests(experiment, RESULTS, workflow.cores or 1) for name, experiment in EXPERIMENTS.items()}
-PAGE_OF_THE_PAPER = Layout(RESULTS, "paper").root
+PAGE_OF_THE_PAPER = Layout(RESULTS, PAPER_FOLDER).root
 OTHER = PATH.other_pairs("{pair_set}")
 
 
