@@ -7,11 +7,10 @@ is the same alone or in a batch, in any order and any shard, and two policies an
 Up to rounding, that is: products of another shape differ in their last bits, and a token changes where u_t lies that
 close to the edge between two. That is rare in float32, not in bfloat16.
 
-Batches are padded on the left, prompts of similar length together; a row that has ended leaves the batch. Nothing is
+Prompts of similar length stand in one batch (`prompt_cache` reads them); a row that has ended leaves it. Nothing is
 taken from the model's own generation_config.json, whose repetition penalty or top_k `model.generate` would add.
 """
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,8 +19,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mallowspo.errors import InputError
+from mallowspo import products
 from mallowspo.files import digest
+from mallowspo.prompt_cache import Reader
 from mallowspo.settings import SamplingSettings
 
 #: Ended rows leave the batch once they are this share of it: leaving copies what attention has kept of the others.
@@ -66,12 +66,14 @@ def sample_answers(
     jobs = [(index, answer) for index in range(len(prompts)) for answer in range(sampling.answers)]
     jobs.sort(key=lambda job: len(prompts[job[0]]))
     end = tokenizer.eos_token_id
+    products.use(model)
+    reader = Reader(model)
     answers = []
     starts = range(0, len(jobs), sampling.batch_size)
     for start in tqdm(starts, desc=what, mininterval=2, disable=what is None):
         part = jobs[start : start + sampling.batch_size]
         draws = np.stack([_draws(sampling, names[index], answer) for index, answer in part])
-        rows = _continue(model, [prompts[index] for index, _ in part], torch.from_numpy(draws), sampling, end)
+        rows = _continue(reader, [prompts[index] for index, _ in part], torch.from_numpy(draws), sampling, end)
         for (prompt_index, answer_index), ids in zip(part, rows, strict=True):
             text = tokenizer.decode(ids, skip_special_tokens=True)
             answers.append(Answer(prompt_index, answer_index, text, ids[-1] == end, ids))
@@ -86,60 +88,32 @@ def _draws(sampling: SamplingSettings, name: str, answer_index: int) -> np.ndarr
 
 @torch.no_grad()
 def _continue(
-    model: Any, prompts: list[Sequence[int]], draws: Tensor, sampling: SamplingSettings, end: int
+    reader: Reader, prompts: list[Sequence[int]], draws: Tensor, sampling: SamplingSettings, end: int
 ) -> list[list[int]]:
     """Answers to B prompts by draws (B, max_new_tokens): the sampled tokens, `end` included where it came."""
-    tokens, mask = (values.to(model.device) for values in _padded_left(prompts))
-    draws = draws.to(model.device)
-    inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
-    # Models without learned or rotary positions take no position_ids; a few take no logits_to_keep.
-    bare = getattr(model, "get_base_model", lambda: model)  # what PEFT wraps
-    known = inspect.signature(bare().forward).parameters
+    logits, mask, cache = reader.read_prompts(prompts)
+    positions = mask.sum(dim=1, keepdim=True) - 1  # of the last token read
+    draws = draws.to(mask.device)
     answers: list[list[int]] = [[] for _ in prompts]
-    rows = torch.arange(len(prompts), device=model.device)  # which answer each row of the batch writes
+    rows = torch.arange(len(prompts), device=mask.device)  # which answer each row of the batch writes
     ended = torch.zeros_like(rows, dtype=torch.bool)
-    cache = None
     for step in range(sampling.max_new_tokens):
-        given = {**inputs, "past_key_values": cache, "logits_to_keep": 1}
-        output = model(**{name: value for name, value in given.items() if name in known}, use_cache=True)
-        cache = _cache_of(output)
-        chosen = _choose(output.logits[:, -1], draws[rows, step], sampling)
+        chosen = _choose(logits, draws[rows, step], sampling)
         for row, token, over in zip(rows.tolist(), chosen.tolist(), ended.tolist(), strict=True):
             if not over:
                 answers[row].append(token)
         ended |= chosen == end
         gone = int(ended.sum())
-        if gone == len(rows):
+        if gone == len(rows) or step + 1 == sampling.max_new_tokens:
             break
-        mask, positions = inputs["attention_mask"], inputs["position_ids"]
         if gone and gone >= LEAVING_SHARE * len(rows):
             stay = (~ended).nonzero()[:, 0]
             cache.reorder_cache(stay)
             rows, ended, chosen, mask, positions = (v[stay] for v in (rows, ended, chosen, mask, positions))
-        inputs = {
-            "input_ids": chosen[:, None],
-            "attention_mask": torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1),
-            "position_ids": positions[:, -1:] + 1,
-        }
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        positions = positions + 1
+        logits, cache = reader.read(chosen[:, None], mask, positions, cache)
     return answers
-
-
-def _cache_of(output: Any) -> Any:
-    cache = getattr(output, "past_key_values", None)
-    if cache is None:
-        raise InputError("the model keeps no key-value cache (past_key_values), so no answers can be sampled from it")
-    return cache
-
-
-def _padded_left(prompts: list[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, (B, longest). The mask says what is padding, so any id does."""
-    longest = max(len(prompt) for prompt in prompts)
-    tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask = torch.zeros_like(tokens)
-    for row, prompt in enumerate(prompts):
-        tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
-    return tokens, mask
 
 
 def _choose(logits: Tensor, draws: Tensor, sampling: SamplingSettings) -> Tensor:
