@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from mallowspo import products
 from mallowspo.errors import InputError
 from mallowspo.evaluation.lm_groups import groups_of
 from mallowspo.evaluation.lm_tasks import Tasks, load_tasks, set_fewshot
@@ -137,8 +138,10 @@ def _wrap(folder: Path, settings: Any, precision: str, device: str) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     # A loaded model, not its path: lm-eval would ask the hub about a relative path that looks like a model's name.
+    model = load_model(folder, device)
+    products.use(model)
     return HFLM(
-        pretrained=load_model(folder, device),
+        pretrained=model,
         tokenizer=load_tokenizer(folder),
         batch_size=settings.batch_size,
         mixed_precision_dtype="bfloat16" if precision == "bfloat16" else None,
