@@ -53,7 +53,8 @@ def sample_answers(
 ) -> list[Answer]:
     """Sample `sampling.answers` answers to each tokenized prompt.
 
-    Weights in bfloat16 are fine here: what was sampled is scored again in float32.
+    Weights in bfloat16 are fine here: what was sampled is scored again in float32. The model's linear layers multiply
+    by the faster library from then on (`products.use`).
 
     Args:
         names: what each prompt's draws are seeded by, such as its prompt_id; default: its token ids.

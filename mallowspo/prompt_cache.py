@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from mallowspo.errors import InputError
 
-#: Tokens that are read at once, padding included. More at once are no faster on a processor.
+#: Tokens that are read at once, padding included: many enough for fast products, few enough that lengths are alike.
 READ_TOGETHER = 1024
 #: Places of room, each time that there is none left.
 ROOM = 64

@@ -20,6 +20,7 @@ def _judge(name: str) -> str:
 
 
 def methods(results: Results) -> list[dict[str, str]]:
+    """A row a label: its method, beta, options, weight, margin, loss of one pair, and whose it is."""
     rows = []
     for label, settings in results.view.methods.items():
         method = METHODS[settings.method]

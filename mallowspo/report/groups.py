@@ -41,10 +41,12 @@ def groups(results: Results, look: Look) -> dict[str, Group]:
 
 
 def size(results: Results) -> str:
+    """n = 80 test prompts, 3 seeds a method."""
     return f"n = {plural(results.n_prompts, 'test prompt')}, {_seeds(results)} a method"
 
 
 def tests(results: Results) -> str:
+    """Names of the tests behind the p-values, each once."""
     return "; ".join(dict.fromkeys(results.comparison["test"]))
 
 

@@ -47,46 +47,44 @@ def run(view: Any, layout: Layout, settings_text: str) -> None:
     shown = _tables(results, layout)
     for table in shown.values():
         write_table(layout, table)
-    page = (
-        environment()
-        .get_template("report.html.jinja")
-        .render(
-            results=results,
-            look=look,
-            tables=shown,
-            comparisons=tables.comparison_views(results, shown["comparison"]),
-            parts=tables.parts_view(shown["comparison"]),
-            pair_views=pair_table.pair_views(shown[pair_table.NAME]),
-            health=tables.health_view(shown["data_health"]),
-            groups=groups.groups(results, look),
-            methods=compared.methods(results),
-            setup=compared.setup(results),
-            headline=summary.headline(results),
-            findings=summary.findings(results),
-            cautions=summary.cautions(results),
-            samples=_samples(results),
-            explorer=explore.explorer(results, look),
-            dispersion_examples=data_figures.dispersion_examples(results),
-            test_name=groups.tests(results),
-            families=_families(results),
-            slopes=summary.slopes(results),
-            slope_table=tables.interaction_view(results, shown["interaction"]),
-            displacement_words=(displacement_table.HOW_TO_READ, displacement_table.DEFINITIONS),
-            equal_kl_words={
-                table.name: kl_tables.equal_kl_words(results, along)
-                for along, table in kl_tables.equal_kl_tables(results).items()
-            },
-            second_judge_words=second_judge.second_judge_words(results),
-            selection_words=selection_table.selection_words(results),
-            factorial_findings=factorial_table.factorial_findings(results),
-            factorial_view=factorial_table.factorial_view,
-            judged=shown.get(judge_table.NAME),
-            judge_words=judge_table.judge_words(layout, runs),
-            label_words=judge_table.label_words(layout, runs),
-            measured=[measured_judge.judge_sentences(name, layout) for name in compared.judges(view.evaluation)],
-            made_by=f"mallowspo report {layout.experiment}",
-            size=groups.size(results),
-        )
+    template = environment().get_template("report.html.jinja")
+    page = template.render(
+        results=results,
+        look=look,
+        tables=shown,
+        comparisons=tables.comparison_views(results, shown["comparison"]),
+        parts=tables.parts_view(shown["comparison"]),
+        pair_views=pair_table.pair_views(shown[pair_table.NAME]),
+        health=tables.health_view(shown["data_health"]),
+        groups=groups.groups(results, look),
+        methods=compared.methods(results),
+        setup=compared.setup(results),
+        headline=summary.headline(results),
+        findings=summary.findings(results),
+        cautions=summary.cautions(results),
+        samples=_samples(results),
+        explorer=explore.explorer(results, look),
+        dispersion_examples=data_figures.dispersion_examples(results),
+        test_name=groups.tests(results),
+        families=_families(results),
+        slopes=summary.slopes(results),
+        slope_table=tables.interaction_view(results, shown["interaction"]),
+        displacement_words=(displacement_table.HOW_TO_READ, displacement_table.DEFINITIONS),
+        equal_kl_words={
+            name: kl_tables.equal_kl_words(results, along)
+            for along, (name, *_) in kl_tables.CURVES.items()
+            if name in shown
+        },
+        second_judge_words=second_judge.second_judge_words(results),
+        selection_words=selection_table.selection_words(results),
+        factorial_findings=factorial_table.factorial_findings(results),
+        factorial_view=factorial_table.factorial_view,
+        judged=shown.get(judge_table.NAME),
+        judge_words=judge_table.judge_words(layout, runs),
+        label_words=judge_table.label_words(layout, runs),
+        measured=[measured_judge.judge_sentences(name, layout) for name in compared.judges(view.evaluation)],
+        made_by=f"mallowspo report {layout.experiment}",
+        size=groups.size(results),
     )
     write_text(layout.report, page)
 

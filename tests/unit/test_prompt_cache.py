@@ -22,10 +22,8 @@ from mallowspo import generation, prompt_cache
 from mallowspo.errors import InputError
 from mallowspo.prompt_cache import ROOM, Reader, RoomyLayer
 from mallowspo.settings import SamplingSettings
+from tests.unit.test_packed_scoring import GROUPED, SIZES
 
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-SIZES |= {"vocab_size": 97, "initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": 0}
-GROUPED = SIZES | {"num_key_value_heads": 2}
 MODELS = {
     "llama": LlamaConfig(**GROUPED),
     "neox": GPTNeoXConfig(**SIZES),
