@@ -1,5 +1,6 @@
 """The real parts that the tests strike: snakemake on Slurm, trainings as processes, PostgreSQL, the MLflow server."""
 
+import contextlib
 import hashlib
 import os
 import shlex
@@ -13,6 +14,8 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+import psutil
 
 from mallowspo.files import read_jsonl
 from mallowspo.tracking.contents import TIMING, curve_values
@@ -78,6 +81,16 @@ def cancel_jobs_below(folder):
     for job, place in (line.split(maxsplit=1) for line in lines):
         if Path(place).is_relative_to(folder):
             ask("scancel", job)
+
+
+def end_processes_below(folder):
+    """What is still at work below this folder: Slurm's pretend nodes end a struck job's step, and leave the snakemake
+    that had started it."""
+    for process in psutil.process_iter(["cwd"]):
+        place = process.info["cwd"]
+        if place and Path(place).is_relative_to(folder):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def job_state(job):

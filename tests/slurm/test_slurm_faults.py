@@ -23,6 +23,7 @@ from tests.slurm.cluster import (
     Workflow,
     ask,
     cancel_jobs_below,
+    end_processes_below,
     environment,
     job_state,
     run_script,
@@ -74,6 +75,7 @@ def trainings(slurm, prepared, tmp_path_factory):
         for process in all_of.started.values():
             process.kill()
             process.wait()
+        end_processes_below(folder)
         if mounted:
             wait_until(lambda: subprocess.run(["umount", disk], check=False).returncode == 0, 20, "the disk is free")
 
