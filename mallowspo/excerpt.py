@@ -19,9 +19,11 @@ from mallowspo.settings import Experiment
 from mallowspo.studies.settings import Study
 
 #: Tables that README.md shows beside the main ones, where an experiment is made for them.
-DESIGNED_TABLES = ("equal_kl", "factorial", "signals", "selection")
+DESIGNED_TABLES = ("selection", "equal_kl", "factorial", "signals")
 #: Tables of the page of the paper that README.md shows.
 PAPER_TABLES = ("claims", "tests", "differs")
+#: A longer table is named in README.md, and not shown.
+MOST_ROWS = 40
 #: A larger table is no excerpt; README.md names it.
 MOST_BYTES = 200_000
 #: Of environment.json.
@@ -102,6 +104,11 @@ def _of_comparison(settings: Experiment, layout: Layout) -> tuple[str, list[str]
     for baseline, view in tables.comparison_views(results, tables.comparison_table(results)).items():
         columns = view.shown[["Metric", "Method", "Difference", "Holm p", "Detectable", "n", "Seeds"]]
         differences = columns.rename(columns={"Difference": f"Minus {baseline}"})
+        if len(differences) > MOST_ROWS:
+            shown.append(
+                f"Minus {baseline}: {len(differences)} rows in [tables/comparison.csv](tables/comparison.csv)."
+            )
+            continue
         shown.append(markdown(Table(view.name, view.numbers, differences, view.text_columns)))
     designed = [layout.tables / f"{name}.md" for name in DESIGNED_TABLES]
     shown += [file.read_text(encoding="utf-8") for file in designed if file.exists()]

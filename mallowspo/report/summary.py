@@ -13,6 +13,8 @@ from mallowspo.report.words import fixed, interval, meaningful_decimals, metric_
 
 #: An interval is told as narrow by luck where the detectable effect is more than so many times its half.
 NARROW_BY_LUCK = 2.0
+#: Longer lists of methods are told by their number.
+MOST_NAMES = 6
 #: Answers this many times as long (or short) as the reference's are pointed out: judges favour length.
 NOTABLE_LENGTH_RATIO = 1.2
 
@@ -50,13 +52,40 @@ def headline(results: Results) -> str:
             parts.append(f"{_listed(names)} {'is' if len(names) == 1 else 'are'} {outcome} than {baseline}")
     open_rows = [row for row in rows if verdicts[row.method] == "cannot tell"]
     if open_rows:
-        untold = _listed([row.method for row in open_rows])
+        untold = _untold([row.method for row in open_rows], len(rows))
         largest = fixed(max(row.detectable for row in open_rows), results.decimals("reward"))
         parts.append(
             f"this comparison cannot tell {untold} from {baseline}: at this size, "
             f"true differences below about {largest} would usually be missed"
         )
-    return f"On reward, {'; '.join(parts)}. ({_size(results)})"
+    return f"On reward, {'; '.join(parts)}. {_selected(results)}({_size(results)})"
+
+
+def _untold(names: list[str], methods: int) -> str:
+    if len(names) <= MOST_NAMES:
+        return _listed(names)
+    return f"any of the {methods} others" if len(names) == methods else f"the other {len(names)}"
+
+
+def _selected(results: Results) -> str:
+    """Each method at its best tuning run, where the experiment selects."""
+    selected = results.selection
+    contests = (
+        rows_of(selected[(selected["metric"] == "reward") & selected["difference"].notna()]) if len(selected) else []
+    )
+    if not contests:
+        return ""
+    decimals, alpha = results.decimals("reward"), _alpha(results)
+    told = [
+        f"{row.group} {interval(row.difference, row.difference_low, row.difference_high, decimals, True)}"
+        for row in contests
+    ]
+    clear = [row.group for row in contests if row.p_holm < alpha]
+    verdict_told = f"clear: {_listed(clear)}" if clear else "none is clear"
+    return (
+        f"Each at its best tuning run, selected by other prompts, minus {contests[0].baseline}: {', '.join(told)}; "
+        f"{verdict_told} (smallest Holm p {p_value(min(row.p_holm for row in contests))}). "
+    )
 
 
 def findings(results: Results) -> list[Finding]:
@@ -218,9 +247,13 @@ def _length_caution(results: Results) -> list[str]:
 
 def _displacement_caution(results: Results) -> list[str]:
     fell = (results.displacement["chosen_change"] < 0).groupby(results.displacement["method"], sort=False).mean()
-    told = [f"{method} on {share:.0%}" for method, share in fell[fell > 0.5].items()]
-    if not told:
+    often = fell[fell > 0.5]
+    if often.empty:
         return []
+    told = [f"{method} on {share:.0%}" for method, share in often.items()]
+    if len(told) > MOST_NAMES:
+        ends = [f"{method} on {often[method]:.0%}" for method in (often.idxmin(), often.idxmax())]
+        told = [f"{len(told)} policies, from {' to '.join(ends)}"]
     return [
         "The chosen response itself became less probable than under the reference: "
         f"{', '.join(told)} of held-out pairs."

@@ -1,5 +1,7 @@
 """`mallowspo excerpt`: what of finished experiments goes into a repository."""
 
+import re
+
 import pytest
 from typer.testing import CliRunner
 
@@ -41,6 +43,14 @@ def test_an_excerpt_reads_alone(made, tmp_path):
     assert all(f"(figures/{name})" in text for name in drawn) and "frontier.svg" in drawn
     for table in layout.tables.glob("*.csv"):
         assert (folder / "tables" / table.name).read_bytes() == table.read_bytes()
+
+
+def test_a_long_table_is_named_in_place_of_shown(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("mallowspo.excerpt.MOST_ROWS", 1)
+    command(made.layout.experiment, "--out", tmp_path, "--results", made.layout.results)
+    text = (tmp_path / made.layout.experiment / "README.md").read_text()
+    named = r"Minus dpo: (\d+) rows in \[tables/comparison.csv\]\(tables/comparison.csv\)"
+    assert int(re.search(named, text).group(1)) > 1 and "| Minus dpo |" not in text
 
 
 def test_an_older_excerpt_is_replaced(made, tmp_path):

@@ -1,5 +1,6 @@
 """One page with a second judge, a selection, two factors and the betas of pairs: its sections, links and files."""
 
+import dataclasses
 import re
 
 import pandas as pd
@@ -8,6 +9,8 @@ import pytest
 from mallowspo import compare
 from mallowspo.files import read_parquet, write_parquet
 from mallowspo.report import page as report
+from mallowspo.report import summary
+from mallowspo.report.results import read_results
 from tests.made_up_results import write
 
 METHODS = ("dpo", "mallows_theta", "lb", "both")
@@ -70,3 +73,14 @@ def test_the_main_table_has_the_second_judge_and_no_validation_prompt(made):
     assert "second_reward_ci_high" in main
     tests = int(read_parquet(made.layout.selection)["n"].iloc[0])
     assert 0 < tests < 20 and set(main["n_prompts"]) == {tests}
+
+
+def test_the_headline_tells_each_method_at_its_best_tuning_run(made):
+    results = read_results(made.experiment.stage_view("report"), made.layout, made.settings_text)
+    row = results.selection[results.selection["metric"] == "reward"].set_index("group").loc["mallows_theta"]
+    told = re.search(r"selected by other prompts, minus dpo: .*mallows_theta ([+−][\d.]+)", summary.headline(results))
+    assert float(told.group(1).replace("−", "-")) == pytest.approx(row["difference"], abs=0.06)
+    without = dataclasses.replace(results, selection=results.selection.iloc[:0])
+    assert "tuning run" not in summary.headline(without)
+    clear = dataclasses.replace(results, selection=results.selection.assign(p_holm=0.001))
+    assert "none is clear" not in summary.headline(clear) and "clear: mallows_theta" in summary.headline(clear)

@@ -1,5 +1,6 @@
 """The report on made-up results: what the tables say, what the sentences claim, and that hostile text stays text."""
 
+import dataclasses
 import math
 import re
 from dataclasses import replace
@@ -133,6 +134,15 @@ def test_markdown_and_latex_hold_the_same_rows(made, page):
     csv = pd.read_csv(made.layout.tables / "main.csv").set_index("method")
     shown = re.search(r"\| mallows_theta \| ([\d.]+) \[", "\n".join(markdown)).group(1)
     assert float(shown) == pytest.approx(csv.loc["mallows_theta", "reward"], abs=0.006)
+
+
+def test_many_methods_are_told_by_their_number(made, monkeypatch):
+    results = read(made)
+    fell = results.displacement.assign(chosen_change=-1.0)
+    all_open = dataclasses.replace(results, comparison=results.comparison.assign(p_holm=1.0), displacement=fell)
+    monkeypatch.setattr(summary, "MOST_NAMES", 1)
+    assert "cannot tell any of the 2 others from dpo" in summary.headline(all_open)
+    assert "3 policies, from dpo on 100% to dpo on 100% of held-out pairs" in " ".join(summary.cautions(all_open))
 
 
 def test_sentences_follow_the_comparison(made):
