@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -83,7 +84,7 @@ def frontier(results: Results, look: Look) -> list[Panel]:
     )
     means = {label: _point(results, label) for label in results.labels}
     joined = curves(results.view.methods)
-    colours = look.colour | {label: look.colour[labels[0]] for labels in joined for label in labels}
+    colours = _curve_colours(results.methods, joined, look)
     data = pd.concat([runs, pd.DataFrame(means.values())], ignore_index=True)
 
     def draw(axes: Axes) -> None:
@@ -112,6 +113,17 @@ def frontier(results: Results, look: Look) -> list[Panel]:
     )
     height = 3.1 + legend_height(len(results.labels))
     return [draw_panel(results.layout, "frontier", f"Mean reward against KL: {spoken}.", data, draw, height)]
+
+
+def _curve_colours(methods: Sequence[str], joined: Sequence[Sequence[str]], look: Look) -> dict[str, str]:
+    """Labels of a curve have the colour of its first; where two curves would have the same, the palette is dealt anew
+    to curves in place of labels."""
+    first = {method: method for method in methods} | {label: labels[0] for labels in joined for label in labels}
+    curves_first = list(dict.fromkeys(first.values()))
+    dealt = {label: look.colour[label] for label in curves_first}
+    if len(set(dealt.values())) < len(dealt):
+        dealt = Look(curves_first).colour
+    return look.colour | {label: dealt[of] for label, of in first.items()}
 
 
 def _point(results: Results, label: str) -> dict[str, Any]:

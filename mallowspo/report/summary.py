@@ -247,13 +247,15 @@ def _length_caution(results: Results) -> list[str]:
 
 def _displacement_caution(results: Results) -> list[str]:
     fell = (results.displacement["chosen_change"] < 0).groupby(results.displacement["method"], sort=False).mean()
-    often = fell[fell > 0.5]
-    if often.empty:
+    often = {str(method): float(share) for method, share in fell.items() if share > 0.5}
+    if not often:
         return []
-    told = [f"{method} on {share:.0%}" for method, share in often.items()]
-    if len(told) > MOST_NAMES:
-        ends = [f"{method} on {often[method]:.0%}" for method in (often.idxmin(), often.idxmax())]
-        told = [f"{len(told)} policies, from {' to '.join(ends)}"]
+    shown = list(often)
+    if len(shown) > MOST_NAMES:
+        shown = [min(shown, key=lambda method: often[method]), max(shown, key=lambda method: often[method])]
+    told = [f"{method} on {often[method]:.0%}" for method in shown]
+    if len(often) > MOST_NAMES:
+        told = [f"{len(often)} policies, from {' to '.join(told)}"]
     return [
         "The chosen response itself became less probable than under the reference: "
         f"{', '.join(told)} of held-out pairs."

@@ -236,6 +236,16 @@ def test_same_inputs_give_the_same_bytes(made, page):
     assert b"<dc:date>" not in b"".join(before.values())
 
 
+def test_no_two_curves_have_one_colour():
+    labels = [f"{method}_{beta}" for method in "abcdefg" for beta in (1, 2, 3)]
+    joined = [[f"{method}_{beta}" for beta in (1, 2, 3)] for method in "abcdefg"]
+    colours = outcome_figures._curve_colours(labels, joined, Look(labels))
+    assert len({colours[own[0]] for own in joined}) == 7
+    assert all(len({colours[label] for label in own}) == 1 for own in joined)
+    few = outcome_figures._curve_colours(labels[:6], joined[:2], Look(labels[:6]))
+    assert few["a_2"] == Look(labels).colour["a_1"] and few["b_3"] == Look(labels).colour["b_1"]
+
+
 def test_one_colour_a_method_for_twelve_methods():
     look = Look([f"m{i}" for i in range(12)])
     assert len(set(look.colour.values())) == 13
