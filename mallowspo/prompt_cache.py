@@ -9,6 +9,7 @@ Shapes: B rows of the batch, H key-value heads, L places, D units of a head, V t
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -80,6 +81,17 @@ def _with_room(kept: Tensor, length: int, new: Tensor) -> Tensor:
     return buffer
 
 
+@contextmanager
+def _dense_input(layer: Any) -> Iterator[None]:
+    """The layer's input without gaps. The last places of all rows have gaps between them, and where such an input meets
+    a frozen weight (as merged adapters leave it), PyTorch makes one copy of the weight for each row: gigabytes."""
+    handle = layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 class _Part(NamedTuple):
     """Prompts that were read together."""
 
@@ -104,6 +116,7 @@ class Reader:
         # Layers that keep a window or a state are not joined here: such a model reads a batch as a whole.
         layers = DynamicCache(config=bare.config).layers
         self._joins = "past_key_values" in self._takes and all(type(layer) is DynamicLayer for layer in layers)
+        self._head = bare.get_output_embeddings()
 
     def read(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """One forward: tokens (B, l) and positions (B, l), behind what the cache keeps; mask (B, L + l).
@@ -116,7 +129,8 @@ class Reader:
         """
         given: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
         given |= {"past_key_values": cache, "logits_to_keep": 1}
-        output = self.model(**{name: value for name, value in given.items() if name in self._takes}, use_cache=True)
+        with _dense_input(self._head):
+            output = self.model(**{name: value for name, value in given.items() if name in self._takes}, use_cache=True)
         cache = getattr(output, "past_key_values", None)
         if cache is None:
             raise InputError(

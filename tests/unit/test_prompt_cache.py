@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -140,3 +141,27 @@ def test_a_model_without_keys_and_values_is_refused():
     model = build(MambaConfig(hidden_size=32, num_hidden_layers=1, vocab_size=97))
     with pytest.raises(InputError, match="keeps no key-value cache"):
         sample(model, max_new_tokens=2)
+
+
+class Batched(TorchDispatchMode):
+    """Shapes of the second factor of products in batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+        if operation is torch.ops.aten.bmm.default:
+            self.shapes.append(tuple(arguments[1].shape))
+        return operation(*arguments, **(keywords or {}))
+
+
+def test_a_frozen_head_is_not_copied_for_each_row():
+    model = build(MODELS["llama"]).to(torch.bfloat16).requires_grad_(False)
+    with Batched() as seen, torch.no_grad():
+        model(input_ids=torch.ones(3, 5, dtype=torch.long), logits_to_keep=1)
+    assert (3, 32, 97) in seen.shapes  # what transformers does by itself: the head, once a row
+    with Batched() as seen, torch.no_grad():
+        Reader(model).read_prompts([[5, 6, 7], [7, 8, 9], [1, 2, 3]])
+    assert not [shape for shape in seen.shapes if shape[-1] == 97]
+    assert not model.get_output_embeddings()._forward_pre_hooks
