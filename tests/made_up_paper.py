@@ -35,6 +35,8 @@ COMPARISONS = {
         "methods": ("mallows_theta", "dpo", "theta_shuffled", "theta_inverted", "theta_outside", "theta_length_matched")
     },
 }
+FACTORIAL = {"factors": ["weight", "beta"], "neither": "dpo", "first": "mallows_theta", "second": "lb_dpo",
+             "both": "mallows_lb"}  # fmt: skip
 #: Length-controlled win rates by seed.
 RATES = {"simpo": (50.0, 51.0, 49.5), "mallows_simpo": (53.0, 53.8, 52.6), "ipo": (50.0, 51.0, 52.0),
          "mallows_ipo": (52.0, 50.0, 51.0), "dpo": (50.0, 50.5, 51.0), "mallows_theta": (50.1, 50.7, 51.0)}  # fmt: skip
@@ -53,6 +55,7 @@ def write_paper(folder: Path, names: tuple[str, ...] = tuple(COMPARISONS), promp
         settings = COMPARISONS[name]
         evaluation = {"comparison": {"baseline": settings["methods"][0], "resamples": 199}}
         evaluation |= {"other_pairs": pairs} if name == "hh_smollm2" else {}
+        evaluation |= {"factorial": FACTORIAL} if name == "learnable_beta_smollm2" else {}
         size = {"seeds": (1, 2, 3), "prompts": prompts, "steps": 4, "lm_eval": False}
         made = write(results, **settings, **size, evaluation=evaluation, name=name, levels=LEVELS)
         if name == "ultrafeedback_smollm2":

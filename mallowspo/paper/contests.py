@@ -15,7 +15,7 @@ from scipy import stats
 from mallowspo.compare import SHARES
 from mallowspo.evaluation.frontier import BETA, HYPERVOLUME, HYPERVOLUME_GAIN
 from mallowspo.files import read_json
-from mallowspo.inference import Difference, equivalence_p, paired_difference
+from mallowspo.inference import Difference, contrast, equivalence_p, paired_difference
 from mallowspo.layout import REFERENCE
 from mallowspo.metric_names import bare, is_benchmark
 from mallowspo.paper.finished import Place
@@ -119,10 +119,7 @@ def _tested(
     found = paired_difference(
         by_label[label].to_numpy(), standard, settings.confidence, settings.resamples, settings.seed, runs
     )
-    if bare(metric) in SHARES:
-        return found, settings.share_margin
-    by_prompt = standard.mean(axis=1)
-    return found, settings.standard_margin * float(by_prompt.std(ddof=1)) if np.ptp(by_prompt) > 0 else math.nan
+    return found, _margin(place, standard, metric)
 
 
 def _of_difference(place: Place, found: Difference, margin: float, metric: str) -> Found:
@@ -146,18 +143,31 @@ def _of_difference(place: Place, found: Difference, margin: float, metric: str) 
 
 
 def factorial(place: Place, labels: list[str], metric: str) -> Found | None:
-    """both - first - second + neither; the spread between seeds is of this contrast alone."""
+    """both - first - second + neither, by the inference of factorial.parquet: all methods tell how much runs differ."""
     experiment = place.comparison
     if experiment is None or not _measured(place, metric, *labels):
         return None
     by_label = place.values[metric]
-    both, first, second, neither = (by_label[label].to_numpy() for label in labels)
+    known = [name for name in experiment.methods if name in by_label]
+    weights = dict(zip(labels, (1.0, -1.0, -1.0, 1.0), strict=True))
     settings = experiment.evaluation.comparison
-    found = paired_difference(both - first, second - neither, settings.confidence, settings.resamples, settings.seed)
-    by_prompt = neither.mean(axis=1)
-    share = bare(metric) in SHARES
-    margin = settings.share_margin if share else settings.standard_margin * float(by_prompt.std(ddof=1))
-    return _of_difference(place, found, margin, metric)
+    found = contrast(
+        np.stack([by_label[name].to_numpy() for name in known]),
+        [weights.get(name, 0.0) for name in known],
+        *(settings.confidence, settings.resamples, settings.seed),
+    )
+    return _of_difference(place, found, _margin(place, by_label[labels[-1]].to_numpy(), metric), metric)
+
+
+def _margin(place: Place, standard: np.ndarray, metric: str) -> float:
+    """What counts as a difference: a share, or a part of the standard deviation over prompts (NaN if that is 0)."""
+    experiment = place.comparison
+    assert experiment is not None
+    settings = experiment.evaluation.comparison
+    if bare(metric) in SHARES:
+        return settings.share_margin
+    by_prompt = standard.mean(axis=1)
+    return settings.standard_margin * float(by_prompt.std(ddof=1)) if np.ptp(by_prompt) > 0 else math.nan
 
 
 def hypervolume_gain(place: Place, label: str, share: float, confidence: float) -> Found | None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from mallowspo.cli import app
 from mallowspo.errors import InputError
-from mallowspo.files import read_json
+from mallowspo.files import read_json, read_parquet
 from mallowspo.layout import Layout
 from mallowspo.paper import contests, page
 from mallowspo.paper.evidence import gather
@@ -117,6 +117,16 @@ def test_a_pair_that_it_did_not_test_is_computed_alike(tests):
     }
     assert found.effect == pytest.approx(wins["mallows_simpo"] - wins["simpo"])
     assert found.low < found.effect < found.high and found.source == "scores/*/seed=*"
+
+
+def test_an_interaction_is_that_of_the_experiments_report(tests):
+    item = tests["10c"]
+    table = read_parquet(item.place.layout.factorial)
+    row = table[(table["effect"] == "interaction") & (table["metric"] == "reward")].iloc[0]
+    found = item.found
+    assert (found.effect, found.low, found.high, found.p, found.detectable, found.n, found.seeds) == pytest.approx(
+        tuple(row[["estimate", "ci_low", "ci_high", "p", "detectable", "n", "seeds"]]), rel=1e-9
+    )
 
 
 def test_a_pair_read_the_other_way_round_changes_its_sign(tests):
