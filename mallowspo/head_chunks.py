@@ -1,8 +1,7 @@
 """How much of the output head is at work at a time; needs no torch, so that a plan can reckon with it."""
 
-#: Rows of hidden states that pass the head at a time, at most: 512 x 49152 float32 logits are 100 MB. With fewer, the
-#: product that gives the head's gradient has too few terms a sum to be fast.
-CHUNK = 512
+#: Rows of hidden states that pass the head at a time, at most: 128 x 49152 float32 logits are 25 MB.
+CHUNK = 128
 #: Bytes of softmax that the forward keeps for the backward at most; what is beyond them is computed again.
 KEEP = 1 << 30
 

@@ -53,7 +53,7 @@ def test_a_loss_touches_training_alone(package):
 def test_the_kernel_touches_all_that_score(package):
     copy, digests = package
     file = copy / "head_chunks.py"
-    assert changed(digests, file, lambda text: text.replace("CHUNK = 512", "CHUNK = 64")) == {
+    assert changed(digests, file, lambda text: text.replace("CHUNK = 128", "CHUNK = 64")) == {
         "reference", "other-pairs", "dispersion", "train", "score", "signals", "alpaca", "judge",
     }  # fmt: skip
 
