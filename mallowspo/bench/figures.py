@@ -52,6 +52,12 @@ class Side:
         of_a_pass = max(1, len({pair for step in self.training["pairs"] for pair in step}) // self.batch)
         return float(sum(steps[-of_a_pass:]) * len(steps) / of_a_pass)
 
+    def expected(self, steps: int) -> float:
+        """Seconds of a training of so many steps, as long each as the measured ones are on average. A reference pass
+        made beforehand is one of all pairs, however few steps were measured: it counts once."""
+        each = self.training["wall_seconds"] / len(self.training["pairs"])
+        return float(each * steps + self._of_reference("wall_seconds"))
+
     def _of_reference(self, name: str) -> float:
         found: float = self.reference[name] if self.reference else self.training[f"reference_{name}"]
         return found

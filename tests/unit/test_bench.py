@@ -206,6 +206,12 @@ def test_the_last_pass_stands_for_all():
     assert Side({"wall_seconds": 4.0}, once, 2).last_pass == 16.0
 
 
+def test_a_trial_counts_a_pass_made_beforehand_once():
+    training = {"pairs": [[0, 1], [2, 3]], "wall_seconds": 6.0, "reference_wall_seconds": 5.0}
+    assert Side(None, training, 2).expected(8) == 4 * 6.0 + 5.0
+    assert Side(None, training, 2).expected(2) == Side(None, training, 2).wall
+
+
 def test_a_named_setting_of_trl_is_not_looked_for():
     with pytest.raises(InputError, match="--trl-best no checkpoint: no such setting.*no checkpointing"):
         Options("model", trl_best="no checkpoint")
