@@ -95,7 +95,9 @@ class _HeadLogProbabilities(torch.autograd.Function):
             if softmax is None:
                 softmax = scores_in_place(_logits(hidden[part], head, buffer), targets[part], False)[2].to(products)
             slope = _slope_in_place(softmax, targets[part], gradients[0][part].to(products))
-            hidden_gradient[part] = _matrix_product(slope, head_rounded).to(hidden.dtype)
+            hidden_gradient[part] = (slope @ head_rounded).to(
+                hidden.dtype
+            )  # by MKL: it sums a whole vocabulary in parts
             if head_gradient is not None:
                 _add_product(head_gradient, slope.T, hidden[part].to(products), first=part.start == 0)
         return hidden_gradient, None if head_gradient is None else head_gradient.to(head.dtype), None, None, None, None
@@ -108,15 +110,8 @@ def _slope_in_place(softmax: Tensor, targets: Tensor, gradient: Tensor) -> Tenso
     return slope
 
 
-def _matrix_product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right, by the faster library."""
-    return product(left, right.T) if applies(left, right) else left @ right
-
-
 def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
-    """total += left @ right, or = where it holds nothing yet: filling it with zeros costs as much as a product.
-
-    By MKL: it adds in place, and for sums of as few terms as a chunk has rows it is not the slower library."""
+    """total += left @ right, or = where it holds nothing yet: filling it with zeros costs as much as a product."""
     if left.dtype == total.dtype:
         torch.addmm(total, left, right, beta=0.0 if first else 1.0, out=total)
     elif first:
