@@ -80,7 +80,7 @@ def _selected(results: Results) -> str:
         f"{row.group} {interval(row.difference, row.difference_low, row.difference_high, decimals, True)}"
         for row in contests
     ]
-    clear = [row.group for row in contests if row.p_holm < alpha]
+    clear = [row.group for row in contests if row.p_holm < alpha and not row.difference_low <= 0 <= row.difference_high]
     verdict_told = f"clear: {_listed(clear)}" if clear else "none is clear"
     return (
         f"Each at its best tuning run, selected by other prompts, minus {contests[0].baseline}: {', '.join(told)}; "
@@ -250,16 +250,13 @@ def _displacement_caution(results: Results) -> list[str]:
     often = {str(method): float(share) for method, share in fell.items() if share > 0.5}
     if not often:
         return []
-    shown = list(often)
-    if len(shown) > MOST_NAMES:
-        shown = [min(shown, key=lambda method: often[method]), max(shown, key=lambda method: often[method])]
-    told = [f"{method} on {often[method]:.0%}" for method in shown]
-    if len(often) > MOST_NAMES:
-        told = [f"{len(often)} policies, from {' to '.join(told)}"]
-    return [
-        "The chosen response itself became less probable than under the reference: "
-        f"{', '.join(told)} of held-out pairs."
-    ]
+    told = {method: f"{method} on {often[method]:.0%}" for method in sorted(often, key=often.__getitem__)}
+    if len(told) > MOST_NAMES:
+        least, *_, most = told.values()
+        words = f"{len(told)} policies, from {least} to {most}"
+    else:
+        words = ", ".join(told[method] for method in often)
+    return [f"The chosen response itself became less probable than under the reference: {words} of held-out pairs."]
 
 
 def _rows(results: Results, baseline: str, metric: str) -> list[Any]:

@@ -11,6 +11,7 @@ from mallowspo.files import read_parquet, write_parquet
 from mallowspo.report import page as report
 from mallowspo.report import summary
 from mallowspo.report.results import read_results
+from mallowspo.report.words import interval
 from tests.made_up_results import write
 
 METHODS = ("dpo", "mallows_theta", "lb", "both")
@@ -78,9 +79,13 @@ def test_the_main_table_has_the_second_judge_and_no_validation_prompt(made):
 def test_the_headline_tells_each_method_at_its_best_tuning_run(made):
     results = read_results(made.experiment.stage_view("report"), made.layout, made.settings_text)
     row = results.selection[results.selection["metric"] == "reward"].set_index("group").loc["mallows_theta"]
-    told = re.search(r"selected by other prompts, minus dpo: .*mallows_theta ([+−][\d.]+)", summary.headline(results))
-    assert float(told.group(1).replace("−", "-")) == pytest.approx(row["difference"], abs=0.06)
+    numbers = (row["difference"], row["difference_low"], row["difference_high"])
+    told = interval(*numbers, results.decimals("reward"), True)
+    headline = summary.headline(results)
+    assert "selected by other prompts, minus dpo: " in headline and f"mallows_theta {told}" in headline
     without = dataclasses.replace(results, selection=results.selection.iloc[:0])
     assert "tuning run" not in summary.headline(without)
-    clear = dataclasses.replace(results, selection=results.selection.assign(p_holm=0.001))
-    assert "none is clear" not in summary.headline(clear) and "clear: mallows_theta" in summary.headline(clear)
+    above = results.selection.assign(p_holm=0.001, difference_low=0.1, difference_high=0.2)
+    assert "clear: mallows_theta" in summary.headline(dataclasses.replace(results, selection=above))
+    across = above.assign(difference_low=-0.1)
+    assert "none is clear" in summary.headline(dataclasses.replace(results, selection=across))

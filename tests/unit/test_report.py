@@ -1,6 +1,5 @@
 """The report on made-up results: what the tables say, what the sentences claim, and that hostile text stays text."""
 
-import dataclasses
 import math
 import re
 from dataclasses import replace
@@ -139,10 +138,12 @@ def test_markdown_and_latex_hold_the_same_rows(made, page):
 def test_many_methods_are_told_by_their_number(made, monkeypatch):
     results = read(made)
     fell = results.displacement.assign(chosen_change=-1.0)
-    all_open = dataclasses.replace(results, comparison=results.comparison.assign(p_holm=1.0), displacement=fell)
+    all_open = replace(results, comparison=results.comparison.assign(p_holm=1.0), displacement=fell)
     monkeypatch.setattr(summary, "MOST_NAMES", 1)
     assert "cannot tell any of the 2 others from dpo" in summary.headline(all_open)
-    assert "3 policies, from dpo on 100% to dpo on 100% of held-out pairs" in " ".join(summary.cautions(all_open))
+    assert "3 policies, from dpo on 100% to mallows_phi on 100% of held-out pairs" in " ".join(
+        summary.cautions(all_open)
+    )
 
 
 def test_sentences_follow_the_comparison(made):
