@@ -129,7 +129,7 @@ def _against(values: Values, methods: list[str], baseline: str, settings: Compar
         standard, runs = standard_of(by_label, metric, baseline), runs_of(by_label, methods)
         if standard is None:
             continue
-        margin = _margin(metric, by_label, standard, settings)
+        margin = equivalence_margin(metric, by_label, standard, settings)
         two_points = TWO_POINTS if bare(metric) == "win_rate" else math.nan
         for label in methods:
             if label == baseline or label not in by_label:
@@ -199,8 +199,11 @@ def _family(metric: str, baseline: str) -> str | None:
     return f"{'outcomes' if is_outcome(metric) else 'descriptions'} against {baseline}"
 
 
-def _margin(metric: str, by_label: dict[str, pd.DataFrame], standard: Array, settings: ComparisonSettings) -> float:
-    """Of the equivalence test; NaN where the baseline is the same on every prompt, and no margin follows from it."""
+def equivalence_margin(
+    metric: str, by_label: dict[str, pd.DataFrame], standard: Array, settings: ComparisonSettings
+) -> float:
+    """Of the equivalence test, in the metric's unit; NaN where `standard` (P, S), the baseline's values, is the same on
+    every prompt, and no margin follows from it."""
     lowest = min(table.to_numpy().min() for table in by_label.values())
     highest = max(table.to_numpy().max() for table in by_label.values())
     if bare(metric) in SHARES or (is_benchmark(metric) and lowest >= 0 and highest <= 1):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mallowspo.compare import SHARES
+from mallowspo.compare import SHARES, equivalence_margin
 from mallowspo.evaluation.frontier import BETA, HYPERVOLUME, HYPERVOLUME_GAIN
 from mallowspo.files import read_json
 from mallowspo.inference import Difference, contrast, equivalence_p, paired_difference
@@ -119,7 +119,7 @@ def _tested(
     found = paired_difference(
         by_label[label].to_numpy(), standard, settings.confidence, settings.resamples, settings.seed, runs
     )
-    return found, _margin(place, standard, metric)
+    return found, equivalence_margin(metric, by_label, standard, settings)
 
 
 def _of_difference(place: Place, found: Difference, margin: float, metric: str) -> Found:
@@ -156,18 +156,8 @@ def factorial(place: Place, labels: list[str], metric: str) -> Found | None:
         [weights.get(name, 0.0) for name in known],
         *(settings.confidence, settings.resamples, settings.seed),
     )
-    return _of_difference(place, found, _margin(place, by_label[labels[-1]].to_numpy(), metric), metric)
-
-
-def _margin(place: Place, standard: np.ndarray, metric: str) -> float:
-    """What counts as a difference: a share, or a part of the standard deviation over prompts (NaN if that is 0)."""
-    experiment = place.comparison
-    assert experiment is not None
-    settings = experiment.evaluation.comparison
-    if bare(metric) in SHARES:
-        return settings.share_margin
-    by_prompt = standard.mean(axis=1)
-    return settings.standard_margin * float(by_prompt.std(ddof=1)) if np.ptp(by_prompt) > 0 else math.nan
+    margin = equivalence_margin(metric, by_label, by_label[labels[-1]].to_numpy(), settings)
+    return _of_difference(place, found, margin, metric)
 
 
 def hypervolume_gain(place: Place, label: str, share: float, confidence: float) -> Found | None:
