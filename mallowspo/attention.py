@@ -1,8 +1,8 @@
 """Attention over a packed sequence (`mallowspo.packing`), for any model that takes transformers' attention interface.
 
-On a CPU by segments: a prompt by itself, each response with its prompt and itself; a dense mask over the whole
-sequence would compute and throw away what other rows see. On a GPU by FlexAttention with a block mask. The model's own
-rule (a sliding window, say) is kept: who sees whom is what both allow.
+On a CPU by segments (`mallowspo.segment_attention`); a dense mask over the whole sequence would compute and throw away
+what other rows see. On a GPU by FlexAttention with a block mask. The model's own rule (a sliding window, say) is kept:
+who sees whom is what both allow.
 
 A segment's numbers depend on its prompt and itself alone, not on what else is in the batch.
 """
@@ -10,18 +10,18 @@ A segment's numbers depend on its prompt and itself alone, not on what else is i
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from mallowspo.packing import Packing, Segment
+from mallowspo.packing import Packing
+from mallowspo.segment_attention import SegmentMasks, attend_by_segments, runs
 
 #: The name that models know this attention by. Outside `packed` it is "sdpa".
 NAME = "mallowspo_segments"
@@ -33,14 +33,6 @@ _active: ContextVar[Packing | None] = ContextVar("packing", default=None)
 
 #: (batch, head, query, key) -> whether it may be seen; tensors of positions, broadcast.
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
-class SegmentMasks(NamedTuple):
-    """What the layers get in place of a mask. It goes along as an argument, so that checkpointed layers find it again
-    when they are computed a second time."""
-
-    segments: tuple[Segment, ...]
-    masks: tuple[Tensor | None, ...]  # of each segment (length, prompt + length), 0 or -inf; None: causal
 
 
 def use(model: Any) -> None:
@@ -89,8 +81,7 @@ def packed_rule(packing: Packing, rule: Rule) -> Rule:
 
 def segment_masks(packing: Packing, rule: Rule, dtype: torch.dtype) -> SegmentMasks:
     """The same, segment by segment."""
-    masks = tuple(_segment_mask(segment.prompt, segment.length, rule, dtype) for segment in packing.segments)
-    return SegmentMasks(packing.segments, masks)
+    return runs(packing.segments, lambda segment: _segment_mask(segment.prompt, segment.length, rule, dtype))
 
 
 def _segment_mask(prompt: int, length: int, rule: Rule, dtype: torch.dtype) -> Tensor | None:
@@ -125,6 +116,8 @@ def packed_attention(
     if not isinstance(attention_mask, SegmentMasks | BlockMask):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     asked = [name for name in _REFUSED if kwargs.get(name) is not None]
+    if dropout and isinstance(attention_mask, SegmentMasks):
+        asked.append("dropout")  # which a policy here never has: its reference was scored without
     if asked:
         raise NotImplementedError(f"attention with {' and '.join(asked)}")
     if isinstance(attention_mask, BlockMask):
@@ -132,41 +125,12 @@ def packed_attention(
             module, query, key, value, attention_mask, scaling, dropout=dropout, **kwargs
         )
         return result
-    # In float32 whatever the precision: on a CPU the backward of bfloat16 attention is the slower one.
+    # In float32 whatever the precision: the products are a small part, and what they give would be rounded each time.
     dtype = _at_least_float32(value.dtype)
     heads = (query.to(dtype), key.to(dtype), value.to(dtype))
     with torch.autocast("cpu", enabled=False):
-        output = attend_by_segments(*heads, attention_mask, scaling, dropout)
+        output = attend_by_segments(*heads, attention_mask, scaling)
     return output.to(value.dtype), None
-
-
-def attend_by_segments(
-    query: Tensor, key: Tensor, value: Tensor, masks: SegmentMasks, scaling: float | None, dropout: float = 0.0
-) -> Tensor:
-    """(1, H, P, D) heads, keys and values of fewer heads where the model groups them, to (1, P, H, D)."""
-    lengths = [segment.length for segment in masks.segments]
-    # Split, not sliced: the backward of a slice fills a whole sequence with zeros, once a segment.
-    queries, keys, values = (heads.split(lengths, dim=2) for heads in (query, key, value))
-    outputs = []
-    prompt_key, prompt_value = keys[0], values[0]
-    for own_query, own_key, own_value, segment, mask in zip(queries, keys, values, *masks, strict=True):
-        if segment.prompt == 0:
-            prompt_key, prompt_value = seen_key, seen_value = own_key, own_value
-        else:
-            seen_key, seen_value = torch.cat([prompt_key, own_key], dim=2), torch.cat([prompt_value, own_value], dim=2)
-        if segment.length:
-            output = scaled_dot_product_attention(
-                own_query,
-                seen_key,
-                seen_value,
-                attn_mask=mask,
-                dropout_p=dropout,
-                is_causal=mask is None,
-                scale=scaling,
-                enable_gqa=query.shape[1] != key.shape[1],
-            )
-            outputs.append(output.transpose(1, 2))
-    return torch.cat(outputs, dim=1)
 
 
 AttentionInterface.register(NAME, packed_attention)

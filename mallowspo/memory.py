@@ -5,15 +5,13 @@ Neither changes a result: what is computed again has the same bits.
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
+from mallowspo import recompute
 from mallowspo.head_chunks import working_bytes
 from mallowspo.memory_formula import (
     MEBIBYTE,
@@ -33,16 +31,6 @@ logger = logging.getLogger(__name__)
 
 #: Tokens of the two trials that the cost of a token is told from.
 TRIAL = (32, 96)
-
-#: What a layer keeps in float32 on a CPU; see `keeps_products`.
-PRODUCTS = [
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten.bmm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-]
-if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-    PRODUCTS.append(torch.ops.mkldnn._linear_pointwise.default)
 
 
 def plan(scorer: Scorer, tokens: int, budget: int, processes: int = 1) -> MemoryPlan:
@@ -74,16 +62,16 @@ def apply(scorer: Scorer, chosen: MemoryPlan) -> None:
     if chosen.checkpointing or keeps_products(scorer):
         arguments: dict[str, Any] = {"use_reentrant": False}
         if not chosen.checkpointing:
-            arguments["context_fn"] = partial(create_selective_checkpoint_contexts, PRODUCTS)
+            arguments["context_fn"] = recompute.contexts
         scorer.model.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)  # type: ignore[operator]
 
 
 def keeps_products(scorer: Scorer) -> bool:
-    """Whether layers keep their products and attentions at most, and compute again what lies between (norms, rotary
-    positions, activations): in float32 on a CPU, where it takes no measurable time and 40 % less memory. Under
-    bfloat16 it takes a tenth of the time, for the casts; adapters have twice the products."""
+    """Whether layers keep their products and attentions at most, and compute again what lies between
+    (`mallowspo.recompute`): in float32 on a CPU, where it takes little time and 40 % less memory. Under bfloat16
+    products are not ours; adapters have twice the products. Fused layers keep as little by themselves."""
     trained = all(parameter.requires_grad for parameter in scorer.model.parameters())
-    return scorer.device.type == "cpu" and scorer.precision == "float32" and trained
+    return scorer.device.type == "cpu" and scorer.precision == "float32" and trained and not scorer.fused
 
 
 def available(device: str, memory_mb: int) -> int:
@@ -135,22 +123,10 @@ def _saved_bytes(scorer: Scorer, tokens: int) -> int:
 
 
 def _product_bytes(scorer: Scorer, tokens: int) -> int:
-    """Of the results of `PRODUCTS`, for one row with so many tokens."""
-    with torch.no_grad(), _Products() as products:
+    """Of products and attentions (`mallowspo.recompute`), for one row with so many tokens."""
+    with torch.no_grad(), recompute.watched() as kept:
         scorer(_row_of(tokens, scorer.vocabulary))
-    return int(products.bytes)
-
-
-class _Products(TorchDispatchMode):
-    """Adds up what `PRODUCTS` give."""
-
-    bytes: int = 0
-
-    def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
-        result = operation(*arguments, **(keywords or {}))
-        if operation in PRODUCTS:
-            self.bytes += sum(tensor.nbytes for tensor in tree_leaves(result) if isinstance(tensor, torch.Tensor))
-        return result
+    return sum(result.nbytes for result in tree_leaves(list(kept)))
 
 
 def _row_of(tokens: int, vocabulary: int) -> Batch:

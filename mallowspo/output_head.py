@@ -1,8 +1,8 @@
-"""The output head on scored tokens alone, a chunk at a time: hidden states to log-probabilities and entropies.
+"""The output head on scored tokens alone, a tile at a time: hidden states to log-probabilities and entropies.
 
-Shapes: N scored tokens, D hidden units, V vocabulary (the width of the model's output). There is never an (R, T, V)
-tensor. The head, the log-probabilities and the entropies are float32 always (bfloat16 logits err by up to 0.085 nats
-a token, as large as the first margins of DPO).
+Shapes: N scored tokens, D hidden units, V vocabulary (the width of the model's output); a tile is n of the tokens by w
+of the vocabulary's words. There is never an (R, T, V) tensor. The head, the log-probabilities and the entropies are
+float32 always (bfloat16 logits err by up to 0.085 nats a token, as large as the first margins of DPO).
 """
 
 import itertools
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mallowspo.head_chunks import CHUNK, KEEP
-from mallowspo.products import applies, product
+from mallowspo.head_chunks import CHUNK, KEEP, ROWS, WORDS
+from mallowspo.products import product
 
-#: A product of fewer rows than this is rounded otherwise than one of more, so that a token's score would depend on how
-#: many stand beside it.
-FEWEST_ROWS = 8
+#: A product of fewer rows than this may be rounded otherwise than one of more (MKL's; oneDNN's from 2 on), so that a
+#: token's score would depend on how many stand beside it.
+FEWEST_ROWS = 16
 
 
 class Want(NamedTuple):
@@ -49,34 +49,85 @@ def head_scores(
     return logp[:count], entropy[:count], collision[:count]
 
 
-def chunks(count: int) -> Iterator[slice]:
-    """Slices of `count` rows, of at most `CHUNK` each and all about equal: a short last one would be rounded
-    otherwise than the rest."""
-    number = -(-count // CHUNK)
+def chunks(count: int, most: int = CHUNK) -> Iterator[slice]:
+    """Slices of `count` rows, of at most `most` each and all about equal: a short last one would be rounded otherwise
+    than the rest."""
+    number = -(-count // most)
     ends = [count * part // number for part in range(number + 1)]
     return (slice(start, end) for start, end in itertools.pairwise(ends))
 
 
+class LawSums:
+    """What is summed over the vocabulary of n laws, a tile after the other.
+
+    By hand, and shifted by the largest logit so far: torch.log_softmax in float32 on a CPU is off by up to 5e-4 here.
+    """
+
+    def __init__(self, targets: Tensor, want: Want):
+        self.targets, self.want = targets, want
+        self.chosen = torch.zeros(len(targets), dtype=torch.float32, device=targets.device)  # logits of the targets
+        self.largest = torch.full_like(self.chosen, torch.finfo(torch.float32).min)
+        self.total = torch.zeros_like(self.chosen)  # of exp(logit - largest)
+        self.along = torch.zeros_like(self.chosen)  # of that times (logit - largest)
+        self.squares = torch.zeros_like(self.chosen)  # of its square
+
+    def add(self, logits: Tensor, first_word: int) -> Tensor:
+        """Add a tile (n, w); returns by how much it was shifted, (n,). `logits` is then exp(logits - shift)."""
+        here = self.targets - first_word
+        within = (here >= 0) & (here < logits.shape[1])
+        self.chosen += logits.gather(-1, here.clamp(0, logits.shape[1] - 1)[:, None])[:, 0].where(within, 0.0)
+        largest = torch.maximum(self.largest, logits.amax(dim=-1))
+        self._shift(largest)
+        logits -= largest[:, None]
+        if self.want.entropy:
+            # -inf (a masked word) has weight 0: 0 * -inf must count as 0.
+            shifted = logits.clamp_min(-1e4)
+        weights = logits.exp_()
+        self.total += weights.sum(dim=-1)
+        if self.want.entropy:
+            self.along += shifted.mul_(weights).sum(dim=-1)
+        if self.want.collision:
+            self.squares += weights.square().sum(dim=-1)
+        return largest
+
+    def _shift(self, largest: Tensor) -> None:
+        by = (self.largest - largest).clamp_min(-1e4)  # before the first tile there was none
+        scale = by.exp()
+        self.along = (self.along + self.total * by) * scale
+        self.total *= scale
+        self.squares *= scale.square()
+        self.largest = largest
+
+    def scores(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probability of each target, entropy and log-collision if wanted (else 0), nats."""
+        log_total, nothing = self.total.log(), torch.zeros_like(self.total)
+        entropy = log_total - self.along / self.total if self.want.entropy else nothing
+        collision = self.squares.log() - 2 * log_total if self.want.collision else nothing
+        return self.chosen - self.largest - log_total, entropy, collision
+
+
 class _HeadLogProbabilities(torch.autograd.Function):
-    """The backward reads each chunk's softmax where the forward kept it, in `products`, and else computes the chunk
-    again; with float32 products, neither rounds. What was kept is overwritten: there is one backward."""
+    """The backward reads each tile's exponentials where the forward kept them, in `products`, and else computes the
+    tile again; with float32 products, neither rounds. What was kept is overwritten: there is one backward."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, want: Want, products: torch.dtype, keep: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         logp = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-        entropy, collision = torch.zeros_like(logp), torch.zeros_like(logp)
-        ctx.products, ctx.softmax = products, []
+        entropy, collision = torch.empty_like(logp), torch.empty_like(logp)
+        ctx.products, ctx.kept, ctx.shifts = products, [], []
+        ctx.normalizers = torch.empty_like(logp)  # logarithm of the sum of exponentials
         room = keep if ctx.needs_input_grad[0] or ctx.needs_input_grad[1] else 0
-        buffer = _logits_buffer(hidden, head)
-        for part in chunks(len(targets)):
-            logits = _logits(hidden[part], head, buffer)
-            logp[part], entropy[part], softmax = scores_in_place(logits, targets[part], want.entropy)
-            if want.collision:
-                collision[part] = softmax.square().sum(dim=-1).log()
-            room -= softmax.numel() * products.itemsize
-            ctx.softmax.append(softmax.to(products, copy=buffer is not None) if room >= 0 else None)
+        for rows in chunks(len(targets), ROWS):
+            sums = LawSums(targets[rows], want)
+            for words in _tiles(head):
+                weights = _logits(hidden[rows], head[words])
+                ctx.shifts.append(sums.add(weights, words.start))
+                room -= weights.numel() * products.itemsize
+                ctx.kept.append(weights.to(products) if room >= 0 else None)
+            logp[rows], entropy[rows], collision[rows] = sums.scores()
+            ctx.normalizers[rows] = sums.largest + sums.total.log()
         ctx.save_for_backward(hidden, head, targets)
         ctx.mark_non_differentiable(entropy, collision)
         return logp, entropy, collision
@@ -85,70 +136,36 @@ class _HeadLogProbabilities(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, head, targets = ctx.saved_tensors
         products = ctx.products
-        hidden_gradient = torch.empty_like(hidden)
+        hidden_gradient = torch.zeros_like(hidden, dtype=torch.float32)
         head_gradient = torch.empty_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        head_rounded = head.to(products)
-        buffer = _logits_buffer(hidden, head)  # memory that is not written to is not taken
-        ctx.softmax.reverse()
-        for part in chunks(len(targets)):
-            softmax = ctx.softmax.pop()  # an error the second time
-            if softmax is None:
-                softmax = scores_in_place(_logits(hidden[part], head, buffer), targets[part], False)[2].to(products)
-            slope = _slope_in_place(softmax, targets[part], gradients[0][part].to(products))
-            hidden_gradient[part] = (slope @ head_rounded).to(
-                hidden.dtype
-            )  # by MKL: it sums a whole vocabulary in parts
-            if head_gradient is not None:
-                _add_product(head_gradient, slope.T, hidden[part].to(products), first=part.start == 0)
-        return hidden_gradient, None if head_gradient is None else head_gradient.to(head.dtype), None, None, None, None
+        for rows in chunks(len(targets), ROWS):
+            of_rows = hidden[rows].to(products)
+            for words in _tiles(head):
+                weights, shift = ctx.kept.pop(0), ctx.shifts.pop(0)  # an error the second time
+                if weights is None:
+                    weights = (_logits(hidden[rows], head[words]) - shift[:, None]).exp_().to(products)
+                gradient = gradients[0][rows]
+                inverse_total = (shift - ctx.normalizers[rows]).exp()
+                slope = weights.mul_((-gradient * inverse_total).to(products)[:, None])
+                _add_to_targets(slope, targets[rows] - words.start, gradient)
+                hidden_gradient[rows] += product(slope, head[words].to(products).T)
+                if head_gradient is not None:
+                    of_head = product(slope.T, of_rows.T)
+                    # Filling it with zeros first would cost as much as a product.
+                    head_gradient[words] = of_head if rows.start == 0 else of_head + head_gradient[words]
+        rounded = None if head_gradient is None else head_gradient.to(head.dtype)
+        return hidden_gradient.to(hidden.dtype), rounded, None, None, None, None
 
 
-def _slope_in_place(softmax: Tensor, targets: Tensor, gradient: Tensor) -> Tensor:
-    """Gradient with respect to the logits (n, V), of the log-probabilities' (n,): (onehot(target) - softmax) each."""
-    slope = softmax.mul_(-gradient[:, None])
-    slope[torch.arange(len(slope), device=slope.device), targets] += gradient
-    return slope
+def _tiles(head: Tensor) -> Iterator[slice]:
+    return (slice(start, start + WORDS) for start in range(0, len(head), WORDS))
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
-    """total += left @ right, or = where it holds nothing yet: filling it with zeros costs as much as a product."""
-    if left.dtype == total.dtype:
-        torch.addmm(total, left, right, beta=0.0 if first else 1.0, out=total)
-    elif first:
-        total.copy_(left @ right)
-    else:
-        total += left @ right
+def _logits(hidden: Tensor, head: Tensor) -> Tensor:
+    return product(hidden.float(), head.float())
 
 
-def _logits_buffer(hidden: Tensor, head: Tensor) -> Tensor | None:
-    """One buffer for all chunks, or None where each product makes its own: taking 25 MB from the system for each would
-    cost more than MKL's product, but freed memory is kept (`models.use_threads`), and oneDNN's is the faster one."""
-    if applies(hidden.float(), head.float()):
-        return None
-    return torch.empty(min(CHUNK, len(hidden)), len(head), dtype=torch.float32, device=hidden.device)
-
-
-def _logits(hidden: Tensor, head: Tensor, buffer: Tensor | None) -> Tensor:
-    if buffer is None:
-        return product(hidden.float(), head.float())
-    return torch.mm(hidden.float(), head.float().T, out=buffer[: len(hidden)])
-
-
-def scores_in_place(logits: Tensor, targets: Tensor, want_entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability of each target, entropy of each law if wanted (else 0), softmax: (N,), (N,), (N, V); nats.
-
-    `logits` (N, V) float32 is overwritten, and is the softmax afterwards.
-
-    Shifted by the maximum and summed by hand: torch.log_softmax in float32 on a CPU is off by up to 5e-4 here.
-    """
-    logits -= logits.amax(dim=-1, keepdim=True)
-    chosen = logits.gather(-1, targets[:, None])[:, 0]
-    if want_entropy:
-        # -inf (a masked token) has weight 0: 0 * -inf must count as 0.
-        shifted = logits.clamp_min(-1e4)
-    weights = logits.exp_()
-    total = weights.sum(dim=-1)
-    entropy = torch.zeros_like(total)
-    if want_entropy:
-        entropy = total.log() - shifted.mul_(weights).sum(dim=-1) / total
-    return chosen - total.log(), entropy, weights.div_(total[:, None])
+def _add_to_targets(slope: Tensor, targets: Tensor, gradient: Tensor) -> None:
+    """The gradient with respect to the logits, of the log-probabilities', is (onehot(target) - softmax) each."""
+    here = ((targets >= 0) & (targets < slope.shape[1])).nonzero()[:, 0]
+    slope[here, targets[here]] += gradient[here].to(slope.dtype)

@@ -1,4 +1,4 @@
-"""Matrix products in float32 on a processor, by the faster of PyTorch's two libraries.
+"""Matrix products of linear layers in float32 on a processor, by the faster of PyTorch's two libraries.
 
 On AMD's processors with AVX-512, PyTorch's own choice (MKL) takes its kernels for AVX2; oneDNN, which PyTorch ships
 too, multiplies more than twice as fast there (docs/benchmarks.md). Which is taken depends on the processor alone and
@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
+
+from mallowspo.recompute import once
 
 
 @functools.cache
@@ -31,14 +34,16 @@ def faster() -> bool:
 
 
 def applies(*factors: Tensor) -> bool:
-    """Whether `product` takes these: float32, on a processor where it is the faster one."""
+    """Whether `product` is oneDNN's for these: float32, on a processor where that is the faster one."""
     return faster() and all(factor.dtype == torch.float32 and factor.device.type == "cpu" for factor in factors)
 
 
 def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """rows @ weight.T + bias by oneDNN: (M, K), (N, K), (N,) to (M, N); float32 on a CPU; no gradient."""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(rows), _dense(weight), bias, "none", [], "")
-    return result
+    """rows @ weight.T + bias by the faster library: (M, K), (N, K), (N,) to (M, N); no gradient."""
+    if applies(rows, weight):
+        result: Tensor = torch.ops.mkldnn._linear_pointwise.default(_dense(rows), _dense(weight), bias, "none", [], "")
+        return result
+    return torch.mm(rows, weight.T) if bias is None else torch.addmm(bias, rows, weight.T)
 
 
 def _dense(matrix: Tensor) -> Tensor:
@@ -47,12 +52,12 @@ def _dense(matrix: Tensor) -> Tensor:
 
 
 class _LinearProduct(torch.autograd.Function):
-    """`product` with its gradients, which are products as well."""
+    """`product`, which a layer that is computed again does not compute again, with its gradients: products as well."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(rows, weight)
-        return product(rows, weight, bias)
+        return once(lambda: product(rows, weight, bias))
 
     @staticmethod
     @once_differentiable
@@ -66,28 +71,46 @@ class _LinearProduct(torch.autograd.Function):
         )
 
 
-class LinearByOneDNN(nn.Linear):
-    """nn.Linear whose float32 products on a CPU are oneDNN's; under autocast, and elsewhere, it is nn.Linear."""
+def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(..., K), (N, K), (N,) to (..., N)."""
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    if torch.is_grad_enabled():
+        output: Tensor = _LinearProduct.apply(rows, weight, bias)
+    else:
+        output = once(lambda: product(rows, weight, bias))
+    return output.view(*inputs.shape[:-1], output.shape[-1])
+
+
+def _ours(inputs: Tensor, weight: Tensor) -> bool:
+    """Float32 on a CPU, and no autocast."""
+    return (
+        inputs.device.type == "cpu"
+        and inputs.dtype == weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+class LinearProduct(nn.Linear):
+    """nn.Linear by `product`, for float32 on a CPU; under autocast, and elsewhere, it is nn.Linear."""
 
     def forward(self, input: Tensor) -> Tensor:
-        rounded = torch.is_autocast_enabled(input.device.type)
-        if rounded or input.device.type != "cpu" or input.dtype != torch.float32 or self.weight.dtype != torch.float32:
-            return super().forward(input)
-        rows = input.reshape(-1, input.shape[-1])
-        if torch.is_grad_enabled():
-            output: Tensor = _LinearProduct.apply(rows, self.weight, self.bias)
-        else:
-            output = product(rows, self.weight, self.bias)
-        return output.view(*input.shape[:-1], output.shape[-1])
+        return _linear(input, self.weight, self.bias) if _ours(input, self.weight) else super().forward(input)
+
+
+class TransposedProduct(Conv1D):
+    """The same of the layer that GPT-2 has in place of nn.Linear, with its weight the other way round."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _linear(x, self.weight.T, self.bias) if _ours(x, self.weight) else super().forward(x)
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: LinearProduct, Conv1D: TransposedProduct}
 
 
 def use(model: nn.Module) -> None:
-    """Have a model's linear layers multiply by oneDNN where it is the faster library; else leave them as they are.
+    """Have a model's linear layers multiply by `product`.
 
     Only the class of the layers changes: their parameters and names stay, so does what is saved.
     """
-    if not faster():
-        return
     for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = LinearByOneDNN
+        module.__class__ = _CLASSES.get(type(module), type(module))

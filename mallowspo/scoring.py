@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mallowspo import attention, products
+from mallowspo import attention, fused_layer, products
 from mallowspo.errors import InputError
 from mallowspo.output_head import KEEP, Want, chunks, head_scores
 from mallowspo.packing import Batch, Packing, Row, make_batch, pack
@@ -110,14 +110,16 @@ class Scorer:
         products.use(model)
         if getattr(self.causal.config, "router_aux_loss_coef", None):
             logger.warning("%s is a mixture of experts: its load-balancing loss is no part of the training", name)
-        self.packs = False
+        self.packs = self.fused = False
         self.plain = not self._head_is_linear()
         if self.plain:
             logger.warning(
                 "%s changes its logits after the output head: scoring by full logits, exact but slower", name
             )
         else:
-            self._try_packing(name)
+            reason = self._try_packing()
+            if reason:
+                logger.warning("%s does not take packed rows (%s): scoring padded rows, exact but slower", name, reason)
         self.precision = precision
 
     @property
@@ -196,7 +198,7 @@ class Scorer:
         return _Predictions(source, batch.tokens[:, 1:][predicting], rows, before + 1, hidden)
 
     def _predict_packed(self, rows: list[Row]) -> _Predictions:
-        # Products of fewer rows than 8 are rounded otherwise than those of more (`output_head.FEWEST_ROWS`);
+        # Products of few rows are rounded otherwise than those of more (`output_head.FEWEST_ROWS`);
         # FlexAttention works in blocks of 128, and compiles anew for every other length.
         packing: Packing = pack(rows, 8 if self.device.type == "cpu" else 128, self.device)
         with self._autocast(), attention.packed(packing):
@@ -231,24 +233,36 @@ class Scorer:
         return bool(torch.allclose(expected.float(), found, rtol=1e-3, atol=1e-3))
 
     @torch.no_grad()
-    def _try_packing(self, name: str) -> None:
-        """Pack from now on if the hidden states of packed rows are those of padded rows; else say why not, once."""
+    def _try_packing(self) -> str:
+        """Pack from now on if the hidden states of packed rows are those of padded rows; else say why not.
+
+        With fused layers (`mallowspo.fused_layer`) where the model has their kind, and where they agree.
+        """
         small = self.vocabulary
         rows = [Row([at % small for at in row.prompt], [at % small for at in row.response]) for row in TRIAL]
         before = self.causal.config._attn_implementation
         with self._evaluating():
             expected = self._predict(make_batch(rows)).source.float()
-            try:
-                attention.use(self.causal)
-                found = self._predict_packed(rows).source.float()
-                off = float((found - expected).abs().max() / expected.abs().max())
-                reason = "" if off < 1e-3 else f"its hidden states are off by {off:.1g} of the largest"
-            except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-                reason = f"{type(error).__name__}: {error}"
+            self.fused = fused_layer.use(self.causal)
+            reason = self._difference(rows, expected)
+            if reason and self.fused:
+                fused_layer.leave(self.causal)
+                self.fused = False
+                reason = self._difference(rows, expected)
         self.packs = not reason
         if reason:
             self.causal.set_attn_implementation(before)
-            logger.warning("%s does not take packed rows (%s): scoring padded rows, exact but slower", name, reason)
+        return reason
+
+    def _difference(self, rows: list[Row], expected: Tensor) -> str:
+        """Why packed rows cannot be taken, or nothing: their hidden states are as expected."""
+        try:
+            attention.use(self.causal)
+            found = self._predict_packed(rows).source.float()
+        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            return f"{type(error).__name__}: {error}"
+        off = float((found - expected).abs().max() / expected.abs().max())
+        return "" if off < 1e-3 else f"its hidden states are off by {off:.1g} of the largest"
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

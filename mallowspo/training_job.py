@@ -104,6 +104,8 @@ def initial_policy(model_folder: Path, lora: Any, seed: int, device: str = "cpu"
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # the reference was scored without dropout
+        elif hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
     if hasattr(model.config, "attention_dropout"):
         model.config.attention_dropout = 0.0
     return _with_adapters(model, lora, seed) if lora else model

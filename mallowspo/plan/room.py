@@ -5,7 +5,7 @@ each tensor: `KEPT`, fitted to what autograd keeps of Llama and GPT-NeoX, and co
 on some of the layers alone it is a little less.
 """
 
-from mallowspo.head_chunks import CHUNK, working_bytes
+from mallowspo.head_chunks import ROWS, WORDS, working_bytes
 from mallowspo.memory_formula import (
     MEBIBYTE,
     PROCESS,
@@ -22,14 +22,16 @@ from mallowspo.plan.shapes import Shape
 from mallowspo.settings import Experiment, LoraSettings
 
 #: Bytes that a layer keeps of a token for each hidden unit, each of the attention's, each key-value one, and each
-#: intermediate one (which are kept four times with a gate, twice without).
+#: intermediate one (which are counted four times with a gate, twice without). "fused": `mallowspo.fused_layer`.
 KEPT = {
-    ("float32", "whole"): (26.6, 12.4, 8, 4),
-    ("float32", "adapters"): (16, 12.4, 8, 4),
-    ("float32", "no gate"): (21, 12.4, 8, 4),
-    ("bfloat16", "whole"): (28.6, 10.4, 8, 2),
-    ("bfloat16", "adapters"): (18, 10.4, 8, 2),
-    ("bfloat16", "no gate"): (9, 10.4, 8, 2),
+    ("float32", "fused"): (9.7, 8, 8, 2),
+    ("float32", "whole"): (25.8, 8, 8, 4),
+    ("float32", "adapters"): (16.5, 8, 8, 4),
+    ("float32", "no gate"): (21, 8, 8, 4),
+    ("bfloat16", "fused"): (9.7, 8, 8, 1),
+    ("bfloat16", "whole"): (27.8, 10, 8, 2),
+    ("bfloat16", "adapters"): (18.5, 10, 8, 2),
+    ("bfloat16", "no gate"): (9, 10, 8, 2),
 }
 #: A process with CUDA: its libraries, and memory that the driver pins.
 CUDA_PROCESS = 4096 * MEBIBYTE
@@ -53,9 +55,10 @@ def training_memory(
     if compute.sharded:
         fixed = shared_out_bytes(fixed, compute.processes, (weights - outside) // shape.layers, outside)
     fixed += 0 if on_gpu else PROCESS
-    whole = kept_of_a_token(shape, precision, training.lora is not None)
+    kind = "adapters" if training.lora else "whole" if on_gpu else "fused"
+    whole = kept_of_a_token(shape, precision, kind)
     recomputed = recomputed_bytes(shape.layers, shape.hidden, whole)
-    products_alone = not on_gpu and precision == "float32" and training.lora is None
+    products_alone = not on_gpu and precision == "float32" and training.lora is None and not shape.gated
     each = recomputed + products_of_a_token(shape) if products_alone else whole
     once = BYTES[precision] * shape.body if precision != "float32" and not experiment.model.quantized else 0
     head = working_bytes(shape.vocabulary, shape.hidden)
@@ -69,10 +72,13 @@ def ample(experiment: Experiment, shape: Shape, pairs: Pairs, precision: str) ->
     return round(plan.total / USED) + 1
 
 
-def kept_of_a_token(shape: Shape, precision: str, adapters: bool = False) -> int:
-    """Bytes that the body keeps of a token for its backward."""
-    kind = ("adapters" if adapters else "whole") if shape.gated else "no gate"
-    hidden, attention, key_value, intermediate = KEPT[precision, kind]
+def kept_of_a_token(shape: Shape, precision: str, kind: str) -> int:
+    """Bytes that the body keeps of a token for its backward.
+
+    Args:
+        kind: fused, on a CPU; whole, on a GPU; adapters. One for all where the model has no gate.
+    """
+    hidden, attention, key_value, intermediate = KEPT[precision, kind if shape.gated else "no gate"]
     a_layer = (
         hidden * shape.hidden
         + attention * shape.attention_width
@@ -110,9 +116,9 @@ def adapter_parameters(shape: Shape, lora: LoraSettings) -> int:
 
 
 def scoring_memory(shape: Shape, precision: str, tokens_per_batch: int, on_gpu: bool) -> int:
-    """Weights in float32 and in the products' precision, a chunk of the head, and one layer of the largest batch."""
+    """Weights in float32 and in the products' precision, a tile of the head, and one layer of the largest batch."""
     weights = 4 * shape.parameters + (BYTES[precision] * shape.body if precision != "float32" else 0)
-    head = 3 * 4 * shape.vocabulary * CHUNK
+    head = 3 * 4 * min(WORDS, shape.vocabulary) * ROWS
     layer = 4 * tokens_per_batch * (4 * shape.hidden + 4 * shape.intermediate)
     return weights + head + layer + (0 if on_gpu else PROCESS)
 

@@ -80,7 +80,7 @@ def columns(rows):
     return {column: [row[column] for row in rows] for column in COLUMNS}
 
 
-def pad_rows(self, name):
+def pad_rows(self):
     """In place of `Scorer._try_packing`: rows are not packed."""
 
 

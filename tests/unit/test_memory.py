@@ -5,7 +5,7 @@ import platform
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from mallowspo import memory
 from mallowspo.head_chunks import KEEP
@@ -68,9 +68,9 @@ def test_a_batch_that_cannot_fit_is_told(scorer, caplog):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc what is in use")
 def test_layers_that_keep_products_alone_hold_what_the_plan_says():
-    sizes = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 6, "num_key_value_heads": 2}
-    config = LlamaConfig(vocab_size=256, num_hidden_layers=12, max_position_embeddings=4096, **sizes)
-    model = LlamaForCausalLM(config)
+    sizes = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 6}
+    config = GPTNeoXConfig(vocab_size=256, num_hidden_layers=12, max_position_embeddings=4096, **sizes)
+    model = GPTNeoXForCausalLM(config)
     model.set_attn_implementation("sdpa")
     scorer = Scorer(model.train(), "float32")
     chosen = memory.plan(scorer, 2000, 1 << 40)

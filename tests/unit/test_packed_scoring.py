@@ -113,7 +113,7 @@ def check(config, rows, direction):
     if max(errors.values()) >= 1e-5:  # a drawn example that float32 itself, one row at a time, gets no nearer to
         eager = build(config)
         (plain(eager, rows)[0] * direction.float()).sum().backward()
-        limit = min(1e-4, 1.2 * max(gradient_errors(eager, oracle).values()))
+        limit = min(1e-4, 1.5 * max(gradient_errors(eager, oracle).values()))
         assert max(errors.values()) < limit, errors
 
 
@@ -123,9 +123,9 @@ def test_against_float64(name):
 
 
 @pytest.mark.parametrize("name", PACKED)
-@given(data=st.data(), chunk=st.integers(1, 40), keep=st.sampled_from([0, 4000, 1 << 20]))
+@given(data=st.data(), tile=st.integers(2, 40), keep=st.sampled_from([0, 4000, 1 << 20]))
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_batch_order_sharing_and_chunk_change_nothing(name, data, chunk, keep):
+def test_batch_order_sharing_and_tile_change_nothing(name, data, tile, keep):
     token = st.integers(0, 96)
     # Tokens that are all the same, or rows that cancel, would have gradients of 0 but for rounding.
     prompts = data.draw(st.lists(st.lists(token, min_size=3, max_size=12, unique=True), min_size=1, max_size=3))
@@ -133,12 +133,12 @@ def test_batch_order_sharing_and_chunk_change_nothing(name, data, chunk, keep):
     rows = data.draw(
         st.lists(st.builds(Row, st.sampled_from(prompts), response, st.booleans()), min_size=1, max_size=6)
     )
-    kept = output_head.CHUNK, output_head.KEEP
-    output_head.CHUNK, output_head.KEEP = chunk, keep
+    kept = output_head.ROWS, output_head.WORDS, output_head.KEEP
+    output_head.ROWS, output_head.WORDS, output_head.KEEP = tile, 3 * tile, keep
     try:
         check(PACKED[name], rows, DIRECTION[: len(rows)].abs())
     finally:
-        output_head.CHUNK, output_head.KEEP = kept
+        output_head.ROWS, output_head.WORDS, output_head.KEEP = kept
 
 
 @pytest.mark.parametrize("name", PACKED)
@@ -239,11 +239,12 @@ def test_adapters_and_checkpointing():
     assert len(errors) == 8 and max(errors.values()) < 1e-5, errors
 
 
-@pytest.mark.parametrize("chunk", [4, 256])
-def test_what_the_head_keeps_changes_no_bit(monkeypatch, chunk):
-    monkeypatch.setattr(output_head, "CHUNK", chunk)
+@pytest.mark.parametrize(("rows", "words"), [(4, 10), (256, 256)])
+def test_what_the_head_keeps_changes_no_bit(monkeypatch, rows, words):
+    monkeypatch.setattr(output_head, "ROWS", rows)
+    monkeypatch.setattr(output_head, "WORDS", words)
     gradients = []
-    for keep in (0, 97 * 4 * 20, 1 << 20):  # nothing, some chunks, all
+    for keep in (0, 97 * 4 * 20, 1 << 20):  # nothing, some tiles, all
         model = build(PACKED["llama"])
         scorer = Scorer(model, "float32")
         scorer.softmax_kept = keep

@@ -12,7 +12,7 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from mallowspo import memory, products
+from mallowspo import fused_layer, memory, products
 from mallowspo.bench.operations import counting
 from mallowspo.chains import first_model
 from mallowspo.cli import app
@@ -142,8 +142,8 @@ def rows(score_prompt=False):
 
 @pytest.mark.parametrize("recomputed", [False, True])
 def test_a_training_step_does_the_operations_of_the_formula(recomputed, monkeypatch):
-    # Of PyTorch's own products: those of `products` do the feed-forward layer's last one again, too.
-    monkeypatch.setattr(products, "faster", lambda: False)
+    # As on a GPU: our products do the feed-forward layer's last one again, too.
+    monkeypatch.setattr(products, "use", lambda model: None)
     scorer = scorer_of(made_up_config())
     if recomputed:
         memory.apply(scorer, MemoryPlan(0, 0, 0, 0, checkpointing=True, softmax_kept=1 << 30))
@@ -187,6 +187,7 @@ def test_reading_prompts_does_the_operations_of_the_formula():
 # --- memory
 
 
+@pytest.mark.parametrize("kind", ["fused", "whole"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "config",
@@ -199,12 +200,16 @@ def test_reading_prompts_does_the_operations_of_the_formula():
     ],
     ids=["SmolLM2's proportions", "Llama-3's", "Pythia's"],
 )
-def test_what_is_kept_of_a_token_is_about_what_autograd_keeps(config, precision):
-    _, each = memory._activations(scorer_of(config, precision))
-    assert kept_of_a_token(from_config(config.to_dict(), ""), precision) == pytest.approx(each, rel=0.05)
-    if precision == "float32":
-        _, products = memory._of_a_token(scorer_of(config, precision), memory._product_bytes)
-        assert products_of_a_token(from_config(config.to_dict(), "")) == pytest.approx(products, rel=0.01)
+def test_what_is_kept_of_a_token_is_about_what_autograd_keeps(config, precision, kind, monkeypatch):
+    if kind == "whole":  # as on a GPU
+        monkeypatch.setattr(fused_layer, "use", lambda model: False)
+    scorer, shape = scorer_of(config, precision), from_config(config.to_dict(), "")
+    assert scorer.fused == (kind == "fused" and type(config) is LlamaConfig)
+    _, each = memory._activations(scorer)
+    assert kept_of_a_token(shape, precision, kind) == pytest.approx(each, rel=0.05)
+    if memory.keeps_products(scorer):
+        _, kept = memory._of_a_token(scorer, memory._product_bytes)
+        assert products_of_a_token(shape) == pytest.approx(kept, rel=0.01)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -218,7 +223,7 @@ def test_adapters_keep_less_of_a_token(precision):
     adapters = LoraConfig(r=1, target_modules="all-linear", task_type="CAUSAL_LM")
     _, each = memory._activations(Scorer(get_peft_model(model, adapters).train(), precision))
     shape = from_config(model.config.to_dict(), "")
-    assert kept_of_a_token(shape, precision, adapters=True) == pytest.approx(each, rel=0.05)
+    assert kept_of_a_token(shape, precision, "adapters") == pytest.approx(each, rel=0.05)
 
 
 def test_adapters_are_counted_by_their_matrices():

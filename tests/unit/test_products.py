@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint
+from transformers.pytorch_utils import Conv1D
 
-from mallowspo import memory, products
+from mallowspo import products, recompute
 from mallowspo.bench.operations import counting
 
 pytestmark = pytest.mark.skipif(
@@ -30,7 +31,7 @@ def test_values_and_gradients_are_those_of_float64(always):
     model = layers()
     exact = copy.deepcopy(model).double()
     products.use(model)
-    assert [type(layer) for layer in model[::2]] == [products.LinearByOneDNN] * 2
+    assert [type(layer) for layer in model[::2]] == [products.LinearProduct] * 2
     inputs = torch.randn(3, 9, 24, requires_grad=True)
     expected = inputs.detach().double().requires_grad_()
     (model(inputs) ** 2).sum().backward()
@@ -40,7 +41,7 @@ def test_values_and_gradients_are_those_of_float64(always):
         torch.testing.assert_close(found.grad.double(), value.grad, rtol=1e-5, atol=1e-5)
 
 
-def test_a_row_has_the_same_bits_whatever_rows_stand_beside_it():
+def test_a_row_has_the_same_bits_whatever_rows_stand_beside_it(always):
     rows, weight = torch.randn(300, 96), torch.randn(64, 96)
     whole = products.product(rows, weight)
     for count in (2, 7, 8, 9, 64, 299):
@@ -51,7 +52,7 @@ def test_a_row_has_the_same_bits_whatever_rows_stand_beside_it():
     torch.set_num_threads(threads)
 
 
-def test_factors_with_gaps_are_copied_first():
+def test_factors_with_gaps_are_copied_first(always):
     """oneDNN takes them too, a thousand times slower."""
     wide, weight = torch.randn(64, 96), torch.randn(96, 40)
     expected = wide[:, 10:50].double() @ weight[10:50].double()
@@ -73,11 +74,19 @@ def test_only_float32_on_a_processor_and_outside_autocast(always, monkeypatch):
     assert not calls and not products.applies(torch.randn(2).double())
 
 
-def test_elsewhere_layers_stay_as_they_are(monkeypatch):
-    monkeypatch.setattr(products, "faster", lambda: False)
-    model = layers()
+@pytest.mark.parametrize("onednn", [True, False])
+def test_both_libraries_give_a_layer_its_values(onednn, monkeypatch):
+    monkeypatch.setattr(products, "faster", lambda: onednn)
+    model = nn.Sequential(*layers(), Conv1D(7, 16))
+    exact = copy.deepcopy(model).double()
     products.use(model)
-    assert [type(layer) for layer in model[::2]] == [nn.Linear] * 2
+    assert [type(layer) for layer in model[::2]] == [products.LinearProduct] * 2
+    assert type(model[3]) is products.TransposedProduct
+    inputs = torch.randn(9, 24)
+    (model(inputs) ** 2).sum().backward()
+    (exact(inputs.double()) ** 2).sum().backward()
+    for found, value in zip(model.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(found.grad.double(), value.grad, rtol=1e-5, atol=1e-5)
 
 
 def test_saved_and_copied_like_any_linear_layer(always, tmp_path):
@@ -97,6 +106,5 @@ def test_its_operations_are_counted_and_a_layer_that_keeps_products_runs_them_on
     inputs = torch.randn(10, 24, requires_grad=True)
     forward = 2 * 10 * (24 * 40 + 40 * 16)
     with counting() as counter:
-        context = lambda: create_selective_checkpoint_contexts(memory.PRODUCTS)  # noqa: E731
-        checkpoint(model, inputs, use_reentrant=False, context_fn=context).sum().backward()
+        checkpoint(model, inputs, use_reentrant=False, context_fn=recompute.contexts).sum().backward()
     assert counter.get_total_flops() == 3 * forward

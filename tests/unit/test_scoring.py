@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPTNeoX
 
 from mallowspo import output_head
 from mallowspo.errors import InputError
-from mallowspo.output_head import scores_in_place
+from mallowspo.output_head import LawSums, Want
 from mallowspo.packing import make_batch
 from mallowspo.scoring import Scorer
 
@@ -82,18 +82,19 @@ rows_strategy = st.lists(
 )
 
 
-@given(rows=rows_strategy, chunk=st.integers(1, 20), order=st.randoms(use_true_random=False))
+@given(rows=rows_strategy, tile=st.integers(1, 20), order=st.randoms(use_true_random=False))
 @settings(max_examples=25, deadline=None)
-def test_batching_order_and_chunks_change_nothing(rows, chunk, order):
+def test_batching_order_and_tiles_change_nothing(rows, tile, order):
     model = build("llama")
     alone = [Scorer(model, "float32")(make_batch([row])).logp.item() for row in rows]
     shuffled = list(range(len(rows)))
     order.shuffle(shuffled)
-    kept, output_head.CHUNK = output_head.CHUNK, chunk
+    kept = output_head.ROWS, output_head.WORDS
+    output_head.ROWS, output_head.WORDS = tile, 5 * tile
     try:
         together = Scorer(model, "float32")(make_batch([rows[index] for index in shuffled])).logp.tolist()
     finally:
-        output_head.CHUNK = kept
+        output_head.ROWS, output_head.WORDS = kept
     assert together == pytest.approx([alone[index] for index in shuffled], abs=2e-4)
 
 
@@ -105,13 +106,25 @@ def test_bfloat16_body_stays_near():
     assert not torch.equal(exact.logp, rounded.logp)
 
 
-def test_entropy_of_known_laws():
-    uniform, certain = torch.zeros(1, 8), torch.tensor([[0.0, 500.0, 0.0]])
-    assert scores_in_place(uniform, torch.tensor([3]), True)[1].item() == pytest.approx(2.0794415, abs=1e-6)
-    logp, entropy, softmax = scores_in_place(certain, torch.tensor([1]), True)
-    assert (logp.item(), entropy.item(), softmax.tolist()) == (0.0, 0.0, [[0.0, 1.0, 0.0]])
-    masked = torch.tensor([[0.0, 0.0, float("-inf")]])
-    assert scores_in_place(masked, torch.tensor([0]), True)[1].item() == pytest.approx(0.6931472, abs=1e-6)
+def scores_of(logits, target, want, words):
+    """(V,) logits, `words` of them at a time."""
+    sums = LawSums(torch.tensor([target]), want)
+    for start in range(0, len(logits), words):
+        sums.add(torch.tensor([logits[start : start + words]]), start)
+    return [values.item() for values in sums.scores()]
+
+
+@pytest.mark.parametrize("words", [1, 2, 3, 8])
+def test_scores_of_known_laws(words):
+    all_of_it = Want(entropy=True, collision=True)
+    uniform = scores_of([0.0] * 8, 3, all_of_it, words)
+    assert uniform == pytest.approx([-2.0794415, 2.0794415, -2.0794415], abs=1e-6)
+    for certain in ([0.0, 500.0, 0.0], [500.0, 0.0, 0.0], [-700.0, 0.0, -900.0]):
+        target = certain.index(max(certain))
+        assert scores_of(certain, target, all_of_it, words) == [0.0, 0.0, 0.0]
+    masked = scores_of([float("-inf"), 0.0, 0.0, float("-inf")], 1, all_of_it, words)
+    assert masked == pytest.approx([-0.6931472, 0.6931472, -0.6931472], abs=1e-6)
+    assert scores_of([1.0, 2.0], 0, Want(), words)[1:] == [0.0, 0.0]
 
 
 def test_empty_sides_are_refused():

@@ -27,7 +27,7 @@ from tests.several_processes import (
 
 @pytest.mark.parametrize(
     ("method", "settings"),
-    [("beta_dpo", {}), ("epsilon_dpo", {}), ("lb_dpo", {"lora": {"rank": 4, "alpha": 8}, "learning_rate": 1e-2})],
+    [("beta_dpo", {}), ("epsilon_dpo", {}), ("lb_dpo", {"lora": {"rank": 4, "alpha": 8}, "learning_rate": 2e-3})],
 )
 def test_two_processes_train_as_one(tmp_path, method, settings):
     """beta-DPO compares the pairs of a step, epsilon-DPO remembers them, LB-DPO learns a part of its loss."""
