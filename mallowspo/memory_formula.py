@@ -3,7 +3,7 @@
     fixed        weights, and of what is trained a gradient and Adam's two moments (float32: 16 bytes a parameter);
                  of a policy that processes share out their part of it, and what is put together for a while
     activations  tokens of the largest batch x what the body keeps of a token for the backward
-    head         logits and softmax of a chunk, the head's gradient (`mallowspo.head_chunks`)
+    head         logits and slopes of a tile, the head's gradient (`mallowspo.head_chunks`)
     softmax      what of it is kept, as far as there is room
 
 A training measures what its model keeps of a token (`mallowspo.memory`); `mallowspo plan` tells it from the model's
@@ -27,7 +27,7 @@ class MemoryPlan(NamedTuple):
     budget: int
     fixed: int  # weights, gradients, optimizer, the process
     activations: int  # of the body, for the largest batch
-    head: int  # its gradient, and logits of a chunk with their slopes
+    head: int  # its gradient, and logits of a tile with their slopes
     checkpointing: bool  # keep the layers' inputs alone and compute the rest again
     softmax_kept: int  # of the output head; what is beyond is computed again
 

@@ -39,7 +39,7 @@ def head_scores(
         hidden: (N, D).
         head: (V, D), the weight of the head.
         products: dtype of the backward's two products with the head, as of the body's.
-        keep: bytes of softmax that the forward may keep for the backward. The result has the same bits without.
+        keep: bytes of exponentials that the forward may keep for the backward. The result has the same bits without.
     """
     count = len(targets)
     if count < FEWEST_ROWS:

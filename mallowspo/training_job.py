@@ -101,14 +101,18 @@ def initial_policy(model_folder: Path, lora: Any, seed: int, device: str = "cpu"
         four_bits: precision of the products of weights in four bits; None: weights in float32.
     """
     model = load_model(model_folder, device, four_bits=four_bits)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0  # the reference was scored without dropout
-        elif hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
-    if hasattr(model.config, "attention_dropout"):
-        model.config.attention_dropout = 0.0
+    _leave_out_dropout(model)
     return _with_adapters(model, lora, seed) if lora else model
+
+
+def _leave_out_dropout(model: Any) -> None:
+    """The reference was scored without. A share of it stands in a layer, or as a number in a module or the settings."""
+    for place in (model.config, *model.modules()):
+        if isinstance(place, nn.Dropout):
+            place.p = 0.0
+        for name, value in list(vars(place).items()):
+            if name.endswith("dropout") and isinstance(value, float):
+                setattr(place, name, 0.0)
 
 
 def _with_adapters(model: Any, settings: Any, seed: int) -> Any:

@@ -55,10 +55,10 @@ def training_memory(
     if compute.sharded:
         fixed = shared_out_bytes(fixed, compute.processes, (weights - outside) // shape.layers, outside)
     fixed += 0 if on_gpu else PROCESS
-    kind = "adapters" if training.lora else "whole" if on_gpu else "fused"
-    whole = kept_of_a_token(shape, precision, kind)
+    fused = shape.gated and shape.fused and not on_gpu
+    whole = kept_of_a_token(shape, precision, "adapters" if training.lora else "fused" if fused else "whole")
     recomputed = recomputed_bytes(shape.layers, shape.hidden, whole)
-    products_alone = not on_gpu and precision == "float32" and training.lora is None and not shape.gated
+    products_alone = not on_gpu and precision == "float32" and training.lora is None and not fused
     each = recomputed + products_of_a_token(shape) if products_alone else whole
     once = BYTES[precision] * shape.body if precision != "float32" and not experiment.model.quantized else 0
     head = working_bytes(shape.vocabulary, shape.hidden)
@@ -76,7 +76,7 @@ def kept_of_a_token(shape: Shape, precision: str, kind: str) -> int:
     """Bytes that the body keeps of a token for its backward.
 
     Args:
-        kind: fused, on a CPU; whole, on a GPU; adapters. One for all where the model has no gate.
+        kind: fused, whole or adapters; one for all where the model has no gate.
     """
     hidden, attention, key_value, intermediate = KEPT[precision, kind if shape.gated else "no gate"]
     a_layer = (

@@ -21,6 +21,7 @@ class Shape:
     vocabulary: int
     gated: bool = True  # the feed-forward part has three matrices (Llama), not two (GPT)
     tied: bool = False  # one matrix is both embedding and output head
+    fused: bool = True  # if gated: its layers are of a kind that `mallowspo.fused_layer` computes on a CPU
 
     @property
     def attention_width(self) -> int:
@@ -56,6 +57,8 @@ KNOWN = {
 
 #: `model_type` of models whose feed-forward part has two matrices.
 _NOT_GATED = {"gpt2", "gpt_neo", "gpt_neox", "gptj", "gpt_bigcode", "opt", "bloom", "phi", "falcon"}
+#: `model_type` of models whose layers are `mallowspo.fused_layer.FUSED`.
+_FUSED = {"llama", "mistral", "qwen2"}
 #: `model_type` of models that tie embedding and head unless their configuration says otherwise.
 _TIED = {"gpt2", "gpt_neo", "gpt_bigcode", "opt", "bloom", "falcon", "gemma", "gemma2", "gemma3_text"}
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -112,4 +115,5 @@ def from_config(config: dict[str, Any], source: str) -> Shape:
         vocabulary=size("vocab_size"),
         gated=kind not in _NOT_GATED,
         tied=bool(config.get("tie_word_embeddings", kind in _TIED)),
+        fused=kind in _FUSED,
     )

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -204,7 +205,8 @@ def test_what_is_kept_of_a_token_is_about_what_autograd_keeps(config, precision,
     if kind == "whole":  # as on a GPU
         monkeypatch.setattr(fused_layer, "use", lambda model: False)
     scorer, shape = scorer_of(config, precision), from_config(config.to_dict(), "")
-    assert scorer.fused == (kind == "fused" and type(config) is LlamaConfig)
+    assert shape.fused == (type(config) is LlamaConfig)
+    assert scorer.fused == (kind == "fused" and shape.fused)
     _, each = memory._activations(scorer)
     assert kept_of_a_token(shape, precision, kind) == pytest.approx(each, rel=0.05)
     if memory.keeps_products(scorer):
@@ -224,6 +226,21 @@ def test_adapters_keep_less_of_a_token(precision):
     _, each = memory._activations(Scorer(get_peft_model(model, adapters).train(), precision))
     shape = from_config(model.config.to_dict(), "")
     assert kept_of_a_token(shape, precision, "adapters") == pytest.approx(each, rel=0.05)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_gated_model_of_another_family_is_not_planned_as_fused(precision):
+    """Qwen3's layers have norms of queries and keys: on a CPU they keep what transformers' layers keep."""
+    case = experiment("demo", training={**experiment("demo").training.model_dump(), "lora": None})
+    shape = shape_of("SmolLM2-135M", [])
+    other = from_config({**made_up_config().to_dict(), "model_type": "qwen3"}, "")
+    assert other.gated and not other.fused
+    plans = [
+        training_memory(case, replace(shape, fused=fused), expected(case).train, precision, 1 << 60, on_gpu=False)
+        for fused in (True, False)
+    ]
+    ratio = plans[1].activations / plans[0].activations
+    assert ratio > (1.05 if precision == "float32" else 1.5)
 
 
 def test_adapters_are_counted_by_their_matrices():

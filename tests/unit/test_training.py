@@ -12,6 +12,7 @@ import torch
 import yaml
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, FalconConfig, LlamaConfig
 
 from mallowspo import objectives, training
 from mallowspo.errors import InputError
@@ -324,6 +325,21 @@ def test_lora_trains_an_adapter_and_saves_a_merged_model(tmp_path):
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all("proj" in name for name in changed)
     assert load_tokenizer(folder / "model").eos_token == "<eos>"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(hidden_size=16, intermediate_size=16, num_attention_heads=2, attention_dropout=0.5),
+        FalconConfig(hidden_size=16, num_attention_heads=2, attention_dropout=0.5, hidden_dropout=0.5),
+    ],
+    ids=["a number", "a layer"],
+)
+def test_a_policy_has_no_dropout(tmp_path, config):
+    config.update({"vocab_size": 263, "num_hidden_layers": 1})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    policy, tokens = initial_policy(tmp_path, None, 1), torch.arange(20)[None]
+    assert torch.equal(policy.train()(tokens).logits, policy.eval()(tokens).logits)
 
 
 def test_without_its_adapters_a_policy_is_the_reference_table(tmp_path):
