@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mallowspo import attention, fused_layer, products
+from mallowspo import attention, fused_layer, products, tied_head
 from mallowspo.errors import InputError
 from mallowspo.output_head import KEEP, Want, chunks, head_scores
 from mallowspo.packing import Batch, Packing, Row, make_batch, pack
@@ -66,6 +66,7 @@ class _Predictions(NamedTuple):
     rows: Tensor  # (N,)
     positions: Tensor  # (N,)
     hidden: Tensor | None  # (N, D) hidden states; None if `source` is logits and they were not asked for
+    head: Tensor  # (V, D) the head's weight
 
 
 def _scores_of_full_logits(logits: Tensor, targets: Tensor, want: Want) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,7 +111,7 @@ class Scorer:
         products.use(model)
         if getattr(self.causal.config, "router_aux_loss_coef", None):
             logger.warning("%s is a mixture of experts: its load-balancing loss is no part of the training", name)
-        self.packs = self.fused = False
+        self.packs = self.fused = self.tied = False
         self.plain = not self._head_is_linear()
         if self.plain:
             logger.warning(
@@ -171,7 +172,7 @@ class Scorer:
         if self.plain:
             return _scores_of_full_logits(found.source.float(), found.targets, want)
         rounded = getattr(torch, self.precision)
-        return head_scores(found.source, self._head, found.targets, want, rounded, self.softmax_kept)
+        return head_scores(found.source, found.head, found.targets, want, rounded, self.softmax_kept)
 
     @torch.no_grad()
     def logits_in_chunks(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
@@ -179,7 +180,7 @@ class Scorer:
         found = self._predict(batch)
         for part in chunks(len(found.targets)):
             source = found.source[part].float()
-            yield source if self.plain else source @ self._head.float().T, found.targets[part]
+            yield source if self.plain else source @ found.head.float().T, found.targets[part]
 
     def _predict(self, batch: Batch, want_hidden: bool = False) -> _Predictions:
         if self.packs and not self.plain:
@@ -195,22 +196,28 @@ class Scorer:
         hidden = source
         if self.plain:
             hidden = output.hidden_states[-1][rows, before] if want_hidden else None
-        return _Predictions(source, batch.tokens[:, 1:][predicting], rows, before + 1, hidden)
+        return _Predictions(source, batch.tokens[:, 1:][predicting], rows, before + 1, hidden, self._head)
 
     def _predict_packed(self, rows: list[Row]) -> _Predictions:
         # Products of few rows are rounded otherwise than those of more (`output_head.FEWEST_ROWS`);
         # FlexAttention works in blocks of 128, and compiles anew for every other length.
         packing: Packing = pack(rows, 8 if self.device.type == "cpu" else 128, self.device)
+        inputs, head = {"input_ids": packing.tokens}, None
+        if self.tied:
+            embedding = self.causal.get_input_embeddings()
+            embedded, head = tied_head.apart(embedding.weight, packing.tokens, embedding.padding_idx)
+            inputs = {"inputs_embeds": embedded}
         with self._autocast(), attention.packed(packing):
             # A mask of ones: without one, transformers looks for packed rows itself, by their positions.
             output = self.body(
-                input_ids=packing.tokens,
+                **inputs,
                 position_ids=packing.positions,
                 attention_mask=torch.ones_like(packing.tokens),
                 use_cache=False,
             )
         hidden: Tensor = output.last_hidden_state[0, packing.sources]
-        return _Predictions(hidden, packing.targets, packing.rows, packing.places, hidden)
+        head = self._head if head is None else head
+        return _Predictions(hidden, packing.targets, packing.rows, packing.places, hidden, head)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
@@ -244,10 +251,11 @@ class Scorer:
         with self._evaluating():
             expected = self._predict(make_batch(rows)).source.float()
             self.fused = fused_layer.use(self.causal)
+            self.tied = self.fused and tied_head.applies(self.causal)
             reason = self._difference(rows, expected)
             if reason and self.fused:
                 fused_layer.leave(self.causal)
-                self.fused = False
+                self.fused = self.tied = False
                 reason = self._difference(rows, expected)
         self.packs = not reason
         if reason:

@@ -108,6 +108,7 @@ def shard(scorer: Scorer) -> None:
         InputError: the policy has no layers that could be put together one by one.
     """
     causal = scorer.causal
+    scorer.tied = False  # the embeddings' weight is whole within the body's forward alone
     mesh = init_device_mesh(scorer.device.type, (dist.get_world_size(),))
     for module in [*layers(causal), causal]:
         fully_shard(module, mesh=mesh)

@@ -43,6 +43,7 @@ def test_who_has_fused_layers(name):
     scorer = Scorer(build(PACKED[name]), "float32")
     assert scorer.fused == (name in ("llama", "qwen2", "mistral", "mistral_window"))
     assert any(isinstance(module, fused_layer.FusedLayer) for module in scorer.model.modules()) == scorer.fused
+    assert Scorer(scorer.model, "float32").fused == scorer.fused
 
 
 def test_adapters_and_other_activations_have_none():

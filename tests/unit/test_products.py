@@ -63,6 +63,15 @@ def test_factors_with_gaps_are_copied_first(always):
     assert products._dense(weight.T).data_ptr() == weight.data_ptr()
 
 
+@pytest.mark.parametrize("shape", [(3, 7), (1, 5), (5, 1), (300, 64)])
+def test_a_transposed_factor_is_laid_out_by_rows(shape):
+    matrix = torch.randn(shape[0] + 2, shape[1])[2:]  # not from the beginning of its memory
+    found = products._by_rows(matrix.T)
+    assert found.is_contiguous() and torch.equal(found, matrix.T)
+    assert products._by_rows(matrix).data_ptr() == matrix.data_ptr()
+    assert torch.equal(products._by_rows(matrix[:, ::2]), matrix[:, ::2])
+
+
 def test_only_float32_on_a_processor_and_outside_autocast(always, monkeypatch):
     calls = []
     monkeypatch.setattr(products, "product", lambda *given: calls.append(given))
