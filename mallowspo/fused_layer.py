@@ -56,7 +56,10 @@ class _Normalised(NamedTuple):
 
     @classmethod
     def of(cls, rows: Tensor, weight: Tensor, epsilon: float) -> "_Normalised":
-        inverse = torch.rsqrt(rows.pow(2).mean(dim=-1, keepdim=True) + epsilon)
+        return cls.again(rows, weight, torch.rsqrt(rows.pow(2).mean(dim=-1, keepdim=True) + epsilon))
+
+    @classmethod
+    def again(cls, rows: Tensor, weight: Tensor, inverse: Tensor) -> "_Normalised":
         return cls(rows * inverse, inverse, weight)
 
     @property
@@ -79,16 +82,18 @@ class _Layer(torch.autograd.Function):
     def forward(ctx: Any, plan: _Plan, hidden: Tensor, cosine: Tensor, sine: Tensor, *parameters: Tensor) -> Tensor:
         norms, rounded = parameters[:2], [None if each is None else each.to(plan.dtype) for each in parameters[2:]]
         query, key, value, output, gate, up, down = _linears(rounded)
-        first = _Normalised.of(hidden, norms[0], plan.epsilons[0]).weighted.to(plan.dtype)
-        queries, keys, values = (_heads(linear(first).float(), cosine) for linear in (query, key, value))
+        first = _Normalised.of(hidden, norms[0], plan.epsilons[0])
+        rows = first.weighted.to(plan.dtype)
+        queries, keys, values = (_heads(linear(rows).float(), cosine) for linear in (query, key, value))
         queries, keys = (_rotated(heads, cosine, sine) for heads in (queries, keys))
         attended, sums = segment_attention.forward(queries, keys, values, plan.masks, plan.scaling)
         between = hidden + output(attended[0].flatten(1).to(plan.dtype))
-        second = _Normalised.of(between, norms[1], plan.epsilons[1]).weighted.to(plan.dtype)
-        gated, raised = gate(second), up(second)
+        second = _Normalised.of(between, norms[1], plan.epsilons[1])
+        rows = second.weighted.to(plan.dtype)
+        gated, raised = gate(rows), up(rows)
         ctx.plan = plan
         kept = hidden, cosine, sine, queries, keys, values, attended, sums, between, gated, raised
-        ctx.save_for_backward(*kept, *norms, *rounded)
+        ctx.save_for_backward(*kept, first.inverse, second.inverse, *norms, *rounded)
         return between + down(silu(gated).mul_(raised))
 
     @staticmethod
@@ -97,11 +102,11 @@ class _Layer(torch.autograd.Function):
         plan: _Plan = ctx.plan
         saved = ctx.saved_tensors  # asked for once: a layer that is computed again has them once
         hidden, cosine, sine, queries, keys, values, attended, sums, between, gated, raised = saved[:11]
-        norms, rounded = saved[11:13], saved[13:]
+        inverses, norms, rounded = saved[11:13], saved[13:15], saved[15:]
         query, key, value, output, gate, up, down = _linears(rounded)
         slopes = _Slopes()
         of_between, of_second_norm = _feed_forward_backward(
-            gradient, _Normalised.of(between, norms[1], plan.epsilons[1]), (gated, raised), (gate, up, down), slopes
+            gradient, _Normalised.again(between, norms[1], inverses[1]), (gated, raised), (gate, up, down), slopes
         )
         rounded_gradient = of_between.to(plan.dtype)
         slopes.add(rounded_gradient, attended[0].flatten(1).to(plan.dtype), output)
@@ -110,7 +115,7 @@ class _Layer(torch.autograd.Function):
             *(queries, keys, values, attended, sums, plan.masks, plan.scaling),
         )
         of_outputs = [*(_rotated_back(one, cosine, sine) for one in of_heads[:2]), of_heads[2]]
-        first = _Normalised.of(hidden, norms[0], plan.epsilons[0])
+        first = _Normalised.again(hidden, norms[0], inverses[0])
         of_hidden, of_first_norm = first.backward(
             _heads_backward(of_outputs, first.weighted.to(plan.dtype), (query, key, value), slopes)
         )
@@ -156,12 +161,12 @@ def _heads_backward(
     of_heads: list[Tensor], rows: Tensor, linears: tuple[_Linear, _Linear, _Linear], slopes: _Slopes
 ) -> Tensor:
     """Gradient (P, D) of the rows that queries, keys and values were made of; `of_heads` are theirs, (1, ., P, E)."""
-    total = torch.zeros(rows.shape)
+    parts = []
     for of_head, linear in reversed(list(zip(of_heads, linears, strict=True))):
         of_output = of_head[0].transpose(0, 1).flatten(1).to(rows.dtype)
         slopes.add(of_output, rows, linear)
-        total += linear.backward(of_output)
-    return total
+        parts.append(linear.backward(of_output))
+    return parts[0].add_(parts[1]).add_(parts[2])
 
 
 def _linears(parameters: Any) -> list[_Linear]:
