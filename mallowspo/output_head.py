@@ -14,11 +14,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mallowspo.head_chunks import CHUNK, KEEP, ROWS, WORDS
-from mallowspo.products import product
+from mallowspo.products import applies, product
 
 #: A product of fewer rows than this may be rounded otherwise than one of more (MKL's; oneDNN's from 2 on), so that a
 #: token's score would depend on how many stand beside it.
 FEWEST_ROWS = 16
+
+
+#: Words over which oneDNN sums a hidden state's gradient at a time.
+TERMS = 128
 
 
 class Want(NamedTuple):
@@ -148,8 +152,7 @@ class _HeadLogProbabilities(torch.autograd.Function):
                 inverse_total = (shift - ctx.normalizers[rows]).exp()
                 slope = weights.mul_((-gradient * inverse_total).to(products)[:, None])
                 _add_to_targets(slope, targets[rows] - words.start, gradient)
-                # By MKL, which sums thousands of terms in parts: oneDNN, one after the other, is 4 times as far off.
-                hidden_gradient[rows] += torch.mm(slope, head[words].to(products))
+                _add_product(hidden_gradient[rows], slope, head[words].to(products))
                 if head_gradient is not None:
                     of_head = product(slope.T, of_rows.T)
                     # Filling it with zeros first would cost as much as a product.
@@ -164,6 +167,16 @@ def _tiles(head: Tensor) -> Iterator[slice]:
 
 def _logits(hidden: Tensor, head: Tensor) -> Tensor:
     return product(hidden.float(), head.float())
+
+
+def _add_product(total: Tensor, slope: Tensor, head: Tensor) -> None:
+    """Add slope @ head, (n, w) and (w, D), to `total`.
+
+    oneDNN adds one term after the other: with all of a tile's words at once, gradients would be four times as far off.
+    """
+    terms = TERMS if applies(slope, head) else len(head)
+    for words in chunks(len(head), terms):
+        total += product(slope[:, words], head[words].T)
 
 
 def _add_to_targets(slope: Tensor, targets: Tensor, gradient: Tensor) -> None:
