@@ -16,7 +16,7 @@ from mallowspo import products
 from mallowspo.products import product
 
 #: Scores (L x S) of a segment from which on it is faster than PyTorch's fused kernel, whose products are MKL's.
-LARGE = 18_000
+LARGE = 30_000
 #: Queries of a block, at most.
 BLOCK = 256
 
