@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
-from mallowspo import products, recompute
+from mallowspo import output_head, products, recompute
 from mallowspo.bench.operations import counting
 
 pytestmark = pytest.mark.skipif(
@@ -117,3 +117,18 @@ def test_its_operations_are_counted_and_a_layer_that_keeps_products_runs_them_on
     with counting() as counter:
         checkpoint(model, inputs, use_reentrant=False, context_fn=recompute.contexts).sum().backward()
     assert counter.get_total_flops() == 3 * forward
+
+
+def test_the_heads_gradient_is_summed_in_parts(always, monkeypatch):
+    """oneDNN adds one term after the other: the longer the sum, the more it rounds."""
+
+    def off(terms):
+        monkeypatch.setattr(output_head, "TERMS", terms)
+        total = torch.zeros(40, 24)
+        output_head._add_product(total, slope, head)
+        return float((total - exact).norm() / exact.norm())
+
+    generator = torch.Generator().manual_seed(0)
+    slope, head = torch.rand(40, 4096, generator=generator), torch.rand(4096, 24, generator=generator)
+    exact = slope.double() @ head.double()
+    assert off(output_head.TERMS) < off(4096) / 2
