@@ -60,6 +60,7 @@ class _Normalised(NamedTuple):
 
     @classmethod
     def again(cls, rows: Tensor, weight: Tensor, inverse: Tensor) -> "_Normalised":
+        """With the inverse that `of` found."""
         return cls(rows * inverse, inverse, weight)
 
     @property

@@ -19,8 +19,6 @@ from mallowspo.products import applies, product
 #: A product of fewer rows than this may be rounded otherwise than one of more (MKL's; oneDNN's from 2 on), so that a
 #: token's score would depend on how many stand beside it.
 FEWEST_ROWS = 16
-
-
 #: Words over which oneDNN sums a hidden state's gradient at a time.
 TERMS = 128
 

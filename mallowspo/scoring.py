@@ -203,7 +203,7 @@ class Scorer:
         # FlexAttention works in blocks of 128, and compiles anew for every other length.
         packing: Packing = pack(rows, 8 if self.device.type == "cpu" else 128, self.device)
         inputs, head = {"input_ids": packing.tokens}, None
-        if self.tied:
+        if self.tied:  # the body's embeddings and the head, of one parameter
             embedding = self.causal.get_input_embeddings()
             embedded, head = tied_head.apart(embedding.weight, packing.tokens, embedding.padding_idx)
             inputs = {"inputs_embeds": embedded}
@@ -216,6 +216,7 @@ class Scorer:
                 use_cache=False,
             )
         hidden: Tensor = output.last_hidden_state[0, packing.sources]
+        # Not before: a head whose weight processes share out is whole once the body has worked.
         head = self._head if head is None else head
         return _Predictions(hidden, packing.targets, packing.rows, packing.places, hidden, head)
 

@@ -19,7 +19,10 @@ def applies(causal: Any) -> bool:
 
 
 def apart(weight: Tensor, tokens: Tensor, padding: int | None) -> tuple[Tensor, Tensor]:
-    """The embeddings of `tokens` and the head's weight, of the one parameter.
+    """The embeddings of `tokens` and the head's weight, of the one parameter, and differentiable in it.
+
+    The backward adds to the gradient that it is given for the head, so that must be a tensor of its own, as
+    `mallowspo.output_head.head_scores` makes it.
 
     Args:
         weight: (V, D).
